@@ -1,0 +1,1 @@
+"""Whether and where to fine-tune: suite, arms, statistics, economics, decision, report."""

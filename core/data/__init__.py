@@ -1,0 +1,1 @@
+"""Rows: reading, normal form, splitting, token counts and facts about a dataset."""

@@ -1,0 +1,142 @@
+"""Every error that tuneport raises on purpose, and the exit code that the CLI gives it.
+
+    TuneportError             1   anything below; also the catch-all for an unforeseen fault
+    ├── UsageError            2   the command line or an argument is wrong
+    ├── SpecError             3   the job spec is wrong; carries every fault found, not just the first
+    ├── DataError             4   a data file cannot be read, or holds bad rows
+    ├── RefusedError          5   the provider cannot do what the spec asks; carries every refusal
+    ├── BudgetError           6   the upper cost estimate exceeds the budget, or no upper estimate exists
+    ├── CredentialsError      7   no key, a wrong key, or a key without the right
+    ├── ProviderError         8   the vendor answered with an error, or cannot be reached
+    │   └── VendorClosedError 8   the vendor takes no jobs (any more) from this account: do not retry
+    ├── JobFailedError        9   the job ended as failed or cancelled
+    ├── LedgerError          10   the ledger cannot be read or written
+    ├── MissingExtraError    11   an optional dependency is not installed
+    └── CatalogueError       12   an unknown model, or a faulty catalogue or price file
+    Ctrl-C                  130   nothing is lost: whatever was begun stands in the ledger
+
+Each error is one sentence: what is wrong and where, then how to mend it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class TuneportError(Exception):
+    """A fault with a remedy.
+
+    ``what`` says what is wrong and where; ``fix`` says how to mend it. Neither may hold a secret.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(what, fix)
+        self.what = what
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.what}; {self.fix}" if self.fix else self.what
+
+
+class UsageError(TuneportError):
+    """The caller asked for something that has no meaning; change the call."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong with a document: where it stands, what was met, what was expected, and a hint."""
+
+    path: str
+    met: str
+    expected: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{self.path}: expected {self.expected}, met {self.met}{hint}"
+
+
+class SpecError(TuneportError):
+    """The job spec is wrong; ``faults`` lists everything that is, so that one edit mends it."""
+
+    exit_code = 3
+
+    def __init__(self, source: str, faults: list[Fault]) -> None:
+        self.faults = faults
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        super().__init__(f"{source} has {count}: " + "; ".join(map(str, faults)), fix="correct the file and run again")
+
+
+class DataError(TuneportError):
+    """A data file cannot be read, or has bad rows; nothing was uploaded."""
+
+    exit_code = 4
+
+
+class RefusedError(TuneportError):
+    """The provider cannot carry out the spec as written; ``reasons`` maps each field to why."""
+
+    exit_code = 5
+
+    def __init__(self, provider: str, reasons: dict[str, str]) -> None:
+        self.provider = provider
+        self.reasons = reasons
+        listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
+        super().__init__(
+            f"{provider} refuses this job ({listed})",
+            fix=f"change these fields, or choose another provider (tuneport plan --provider all)",
+        )
+
+
+class BudgetError(TuneportError):
+    """The job may cost more than the spec allows; nothing was sent."""
+
+    exit_code = 6
+
+
+class CredentialsError(TuneportError):
+    """The vendor's key is missing, wrong or lacks a right; the message names the variable, never the value."""
+
+    exit_code = 7
+
+
+class ProviderError(TuneportError):
+    """The vendor refused or failed a call, or cannot be reached; the ledger keeps the last good state."""
+
+    exit_code = 8
+
+
+class VendorClosedError(ProviderError):
+    """The vendor takes no fine-tuning jobs from this account; retrying is useless, moving is the way out."""
+
+
+class JobFailedError(TuneportError):
+    """The job that was waited for ended without a model."""
+
+    exit_code = 9
+
+
+class LedgerError(TuneportError):
+    """The ledger cannot be opened, read or written."""
+
+    exit_code = 10
+
+
+class MissingExtraError(TuneportError):
+    """An optional dependency is needed; the message holds the command that installs it."""
+
+    exit_code = 11
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(what, fix=f"install it with: pip install 'tuneport[{extra}]'")
+
+
+class CatalogueError(TuneportError):
+    """A model is unknown, or a catalogue or price file breaks its schema."""
+
+    exit_code = 12
