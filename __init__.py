@@ -1,1 +1,127 @@
-"""tuneport."""
+"""tuneport: one portable fine-tuning job, five places to run it, and an advisor that says whether and where.
+
+    import tuneport as tp
+
+    spec = tp.load_spec("tickets.yaml")
+    plan = tp.plan(spec, "together")          # payload, field outcomes, cost and time; sends nothing
+    job = tp.submit(spec, "local")            # written to the ledger first, then made exactly once
+    job.wait()
+    for job in tp.jobs(): print(job.id, job.state)
+    report = tp.advise("decision.yaml", spec=spec)
+
+Everything raises ``tuneport.TuneportError`` or one of its kinds (``tuneport.core.errors``), and nothing else on purpose.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tuneport.core.errors import TuneportError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import date
+    from pathlib import Path
+
+    from tuneport.advisor.intake import Intake
+    from tuneport.advisor.measurement import Measurement
+    from tuneport.advisor.report.model import Report
+    from tuneport.core.data.facts import JobData
+    from tuneport.core.engine import Engine, Job
+    from tuneport.core.plan import Plan
+    from tuneport.core.spec import JobSpec
+
+__version__ = "0.1.0"
+__all__ = ["TuneportError", "__version__", "advise", "engine", "jobs", "load_spec", "plan", "submit"]
+
+# The functions import what they need when called: `import tuneport` stays cheap for the command line.
+# ruff: noqa: PLC0415
+
+
+def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:
+    """The job spec in a YAML or JSON file, or in a mapping.
+
+    Raises SpecError with every fault found, DataError when the file cannot be read.
+    """
+    from tuneport.core import spec_file
+
+    return spec_file.load_spec(source)
+
+
+def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: date | None = None) -> Plan:
+    """What ``provider`` would do with the job: exact payload, outcome of every field, cost (USD) and time (seconds).
+
+    Needs no key, no vendor SDK and no network. ``data`` saves reading the rows again when several plans are made
+    (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
+    Raises DataError on bad rows, CatalogueError on an unknown model, UsageError on an unknown provider.
+    """
+    from tuneport.core.data.load import load_job_data
+    from tuneport.core.plan import compile_for
+    from tuneport.providers import registry
+
+    return compile_for(registry.get(provider), spec, data or load_job_data(spec), today)
+
+
+def engine(*, create: bool = True) -> Engine:
+    """The job engine over the ledger (TUNEPORT_LEDGER, else ``.tuneport/ledger.db``).
+
+    ``create=False`` raises LedgerError when there is no ledger yet, instead of making one.
+    """
+    from functools import partial
+
+    from tuneport.core.data.load import open_rows
+    from tuneport.core.engine import Engine
+    from tuneport.core.ledger import Ledger
+    from tuneport.providers import registry
+
+    return Engine(Ledger.open(create=create), registry.get, lambda spec: partial(open_rows, spec))
+
+
+def submit(spec: JobSpec, provider: str, *, planned: Plan | None = None) -> Job:
+    """Make the job at ``provider``: written to the ledger first, then made exactly once. This spends.
+
+    Give the plan you have looked at as ``planned``, or one is made. Raises RefusedError, BudgetError or SpecError before anything
+    is sent, then CredentialsError or ProviderError; the job then stands in the ledger with what happened.
+    """
+    return engine().submit(spec, planned or plan(spec, provider))
+
+
+def jobs(limit: int | None = 50) -> list[Job]:
+    """The jobs in the ledger, newest first; asks no vendor. Raises LedgerError when there is no ledger."""
+    return engine(create=False).jobs(limit=limit)
+
+
+def advise(
+    decision: str | Path | Intake,
+    *,
+    spec: JobSpec | str | Path | None = None,
+    measurement: Measurement | None = None,
+    today: date | None = None,
+    seed: int = 0,
+) -> Report:
+    """Whether and where to fine-tune: the decision with its trace, economics (USD) and evidence.
+
+    ``spec`` gives the offers (one plan for each provider that has the model); without it none is costed. Without
+    ``measurement`` the advice can only be what to measure first. ``seed`` fixes the Monte-Carlo draws.
+    """
+    from datetime import date as dates
+
+    from tuneport.advisor.advise import advise as decide
+    from tuneport.advisor.intake import Intake, load_intake
+    from tuneport.core.errors import CatalogueError
+    from tuneport.core.spec import JobSpec
+    from tuneport.providers import registry
+
+    intake = decision if isinstance(decision, Intake) else load_intake(decision)
+    plans = []
+    if spec is not None:
+        from tuneport.core.data.load import load_job_data
+
+        loaded = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        data = load_job_data(loaded)
+        for name in registry.names():
+            try:
+                plans.append(plan(loaded, name, data=data, today=today))
+            except CatalogueError:  # the model is not to be had there: no offer
+                continue
+    return decide(intake, measurement, plans, today=today or dates.today(), seed=seed)

@@ -21,18 +21,21 @@ Each error is one sentence: what is wrong and where, then how to mend it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
+
+from tuneport.core.secrets import redact
 
 
 class TuneportError(Exception):
     """A fault with a remedy.
 
-    ``what`` says what is wrong and where; ``fix`` says how to mend it. Neither may hold a secret.
+    ``what`` says what is wrong and where; ``fix`` says how to mend it. Secrets that they quote are masked.
     """
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, what: str, *, fix: str = "") -> None:
+        what, fix = redact(what), redact(fix)
         super().__init__(what, fix)
         self.what = what
         self.fix = fix
@@ -67,6 +70,7 @@ class SpecError(TuneportError):
     exit_code = 3
 
     def __init__(self, source: str, faults: list[Fault]) -> None:
+        self.source = source
         self.faults = faults
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         super().__init__(f"{source} has {count}: " + "; ".join(map(str, faults)), fix="correct the file and run again")
@@ -89,7 +93,7 @@ class RefusedError(TuneportError):
         listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
         super().__init__(
             f"{provider} refuses this job ({listed})",
-            fix=f"change these fields, or choose another provider (tuneport plan --provider all)",
+            fix="change these fields, or choose another provider (tuneport plan --provider all)",
         )
 
 
@@ -106,13 +110,36 @@ class CredentialsError(TuneportError):
 
 
 class ProviderError(TuneportError):
-    """The vendor refused or failed a call, or cannot be reached; the ledger keeps the last good state."""
+    """The vendor refused or failed a call, or cannot be reached; the ledger keeps the last good state.
+
+    ``retry`` is the verdict of ``tuneport.core.retry``:
+
+    - ``"no"``: the vendor answered that it will not do this (a 4xx). From ``create`` it means that no job was made.
+    - ``"transient"`` (the default, because it is the safe one): it may work later, and nobody knows whether this call
+      took effect: timeouts, resets, 5xx, an answer that cannot be read. After ``create`` the job is looked for.
+    - ``"rate_limit"``: refused for now (a 429), nothing took effect; ``retry_after`` is in seconds where known.
+    """
 
     exit_code = 8
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        fix: str = "",
+        retry: Literal["no", "transient", "rate_limit"] = "transient",
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(what, fix=fix)
+        self.retry: Literal["no", "transient", "rate_limit"] = retry
+        self.retry_after = retry_after
 
 
 class VendorClosedError(ProviderError):
     """The vendor takes no fine-tuning jobs from this account; retrying is useless, moving is the way out."""
+
+    def __init__(self, what: str, *, fix: str = "") -> None:
+        super().__init__(what, fix=fix, retry="no")
 
 
 class JobFailedError(TuneportError):

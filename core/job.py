@@ -46,6 +46,18 @@ class RemoteJob:
     billed_tokens: int | None = None
     billed_usd: float | None = None
     tuned_model: str | None = None  # what to call; set once succeeded
+    base_model: str | None = None
+    created_at: datetime | None = None  # timezone-aware, by the provider's clock
+    key: str | None = None  # the key that ``create`` gave the job, where the provider hands it back
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state of the weights at one step of a job. ``metrics`` holds numbers such as train_loss, valid_loss."""
+
+    step: int
+    model: str  # what to call, or to continue from
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

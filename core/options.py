@@ -20,7 +20,9 @@ class Options(BaseModel):
 class OpenAIOptions(Options):
     """OpenAI, and services that speak its fine-tuning protocol."""
 
-    base_url: Annotated[str | None, Field(pattern=r"^https?://", description="Service address including /v1; OPENAI_BASE_URL otherwise.")] = None
+    base_url: Annotated[
+        str | None, Field(pattern=r"^https?://", description="Service address including /v1; OPENAI_BASE_URL otherwise.")
+    ] = None
     compute_multiplier: Annotated[float | None, Field(gt=1e-5, le=10, description="rft: exploration factor.")] = None
     eval_samples: Annotated[int | None, Field(ge=1, description="rft: samples per evaluation.")] = None
     eval_interval: Annotated[int | None, Field(ge=1, description="rft: steps between evaluations.")] = None

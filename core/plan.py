@@ -7,12 +7,17 @@ each read records the field's outcome, and ``Fields.finish`` fails when a field 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from datetime import date
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from tuneport.core.money import Cost, Duration
 from tuneport.core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from tuneport.core.data.facts import JobData
+    from tuneport.core.provider import Provider
 
 Outcome = Literal["mapped", "converted", "defaulted", "refused"]
 
@@ -90,6 +95,7 @@ HANDLED_BY_TUNEPORT: Mapping[str, str] = {
     "data.split.column": "cut by tuneport",
     "data.split.seed": "cut by tuneport",
     "budget.max_usd": "checked by tuneport before submission",
+    "overrides": "carried out by tuneport before compiling",
 }
 """Fields that tuneport itself carries out, the same for every provider."""
 
@@ -108,6 +114,20 @@ BELONGS_TO: Mapping[str, frozenset[str]] = {
     "distillation.teacher": frozenset({"distill"}),
 }
 """Fields that have a meaning only in some methods."""
+
+
+def compile_for(provider: Provider, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
+    """The plan of a spec at one provider, its overrides carried out and shown in the outcomes' notes.
+
+    Raises CatalogueError when the provider does not have the model.
+    """
+    plan = provider.compile(spec.for_provider(provider.name), data, today)
+    own = (spec.overrides or {}).get(provider.name, {})
+    if not own:
+        return plan
+    mark = f"set by overrides.{provider.name}"
+    outcomes = (o.model_copy(update={"note": f"{o.note} ({mark})" if o.note else mark}) if o.path in own else o for o in plan.outcomes)
+    return plan.model_copy(update={"outcomes": tuple(outcomes)})
 
 
 class Fields:

@@ -1,24 +1,34 @@
 """The protocol that every provider implements, and how the engine uses it.
 
-Planning needs no credentials and no SDK: ``compile`` is pure. The other calls talk to the vendor.
-Reads (``find``, ``poll``, ``events``, ``chat``'s model lookup) never spend and never change the vendor's side.
-Every call raises only errors of ``tuneport.core.errors``.
+Planning needs no credentials and no SDK: ``compile`` is pure. The other calls talk to the vendor;
+the engine asks ``unoffered`` before it makes one.
+Reads (``find``, ``poll``, ``events``, ``checkpoints``, ``list_jobs``, ``online``, ``download``) never spend and never change
+the vendor's side. Every call raises only errors of ``tuneport.core.errors``; one that the vendor does not offer raises
+``not_offered(self, name)``.
+A ``ref``, and the name of a tuned model, are all that is needed to reach a job again: they carry the service's address
+where that is not the one of the environment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from tuneport.core.data.facts import JobData
 from tuneport.core.data.rows import Row
-from tuneport.core.job import JobEvent, RemoteJob
+from tuneport.core.errors import ProviderError
+from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
 
 OpenRows = Callable[[Literal["train", "validation"]], Iterator[Row]]
 """Streams the rows of one part of the job's data, as often as it is called."""
+
+OnProgress = Callable[[str, int, int | None], None]
+"""Called as a file moves: (its name, bytes done, bytes in all or None where nobody knows)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +54,17 @@ class ChatReply:
 
 @runtime_checkable
 class Provider(Protocol):
-    """A place that can train. One instance per use; cheap to make."""
+    """A place that can train. One instance per use; cheap to make: SDK and keys are looked for when first needed."""
 
     name: str
+    settle_seconds: float  # how long ``find`` may miss a job that was just made; 0 when it is exact
+    unoffered: Mapping[str, str]  # calls below that the vendor does not offer, by name, each with the reason
 
-    def compile(self, spec: JobSpec, data: JobData) -> Plan:
-        """The spec in this provider's words. Pure: no network, no clock but today's date for lifetimes."""
+    def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
+        """The spec in this provider's words. Pure: no network; ``today`` (default: the clock's) decides lifetimes and price ages."""
         ...
 
-    def upload(self, plan: Plan, rows: OpenRows, key: str) -> dict[str, str]:
+    def upload(self, plan: Plan, rows: OpenRows, key: str, on_progress: OnProgress | None = None) -> dict[str, str]:
         """Convert and bring the plan's files to the provider; returns {role: file id}. Twice with one key is harmless."""
         ...
 
@@ -76,6 +88,42 @@ class Provider(Protocol):
         """Ask the provider to stop the job; cancelling is not yet cancelled. Cancelling twice is harmless."""
         ...
 
+    def pause(self, ref: str) -> RemoteJob:
+        """Ask the provider to halt the job so that ``resume`` can go on from there."""
+        ...
+
+    def resume(self, ref: str) -> RemoteJob:
+        """Go on with a paused or interrupted job from where it stood."""
+        ...
+
+    def checkpoints(self, ref: str) -> list[Checkpoint]:
+        """The job's checkpoints so far, by step."""
+        ...
+
+    def list_jobs(self, limit: int | None = None) -> Iterator[RemoteJob]:
+        """The account's fine-tuning jobs, whoever made them, newest first; all of them when ``limit`` is None."""
+        ...
+
+    def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
+        """Bring the tuned weights into ``folder``; goes on where an earlier call broke off, and verifies what the vendor lets it."""
+        ...
+
+    def delete(self, ref: str) -> list[str]:
+        """Remove what the job left at the vendor; returns its names ("model ft:...", "file file-..."). Twice is harmless."""
+        ...
+
+    def online(self, plan: Plan) -> Plan:
+        """The plan after asking the vendor for what it knows today: adds warnings, refusals and cost lines, removes none.
+
+        What cannot be asked (no key, no network) becomes a warning with the code "online".
+        """
+        ...
+
     def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         """Answer requests with a base or tuned model; replies come in any order."""
         ...
+
+
+def not_offered(provider: Provider, call: str) -> ProviderError:
+    """The error that a call in ``provider.unoffered`` raises: its reason, in one sentence."""
+    return ProviderError(f"{provider.name} offers no {call} ({provider.unoffered[call]})", retry="no")

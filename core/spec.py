@@ -37,6 +37,9 @@ EXCLUSIVE: tuple[tuple[str, str, str], ...] = (
 )
 """Pairs of fields of which at most one may be set, with the reason."""
 
+NEVER_OVERRIDDEN = ("version", "data", "options", "overrides", "model", "budget")
+"""What is the same for every provider; a model for each stands under ``model``, a provider's own settings under ``options``."""
+
 
 class Section(BaseModel):
     """Base of every part of a spec: unknown fields are faults, values never change after loading."""
@@ -51,7 +54,10 @@ class Split(Section):
     test: Annotated[float, Field(ge=0, lt=0.5, description="Share of rows held out for the test, e.g. 0.1.")] = 0.0
     by: Annotated[
         Literal["random", "label", "group", "time"],
-        Field(description="random; label: stratified by `column`; group: no value of `column` on two sides; time: the latest rows are held out."),
+        Field(
+            description="random; label: stratified by `column`; group: no value of `column` on two sides; time: the latest rows "
+            "are held out."
+        ),
     ] = "random"
     column: Annotated[str | None, Field(description="Column that holds the label, group or time.")] = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -70,7 +76,9 @@ class Data(Section):
     validation: Annotated[str | None, Field(description="Validation rows; used during training.")] = None
     test: Annotated[str | None, Field(description="Held-out rows; never sent to training, only measured on.")] = None
     format: Annotated[DataFormat, Field(description="Row format; auto detects it from the first rows.")] = "auto"
-    system_prompt: Annotated[str | None, Field(description="System prompt put before rows that have none (use the production prompt).")] = None
+    system_prompt: Annotated[
+        str | None, Field(description="System prompt put before rows that have none (use the production prompt).")
+    ] = None
     split: Split = Split()
 
 
@@ -101,7 +109,9 @@ class Training(Section):
     ] = None
     warmup_ratio: Annotated[Fraction | None, Field(description="Warm-up as a share of all steps.")] = None
     warmup_steps: Annotated[int | None, Field(ge=0, description="Warm-up in steps.")] = None
-    scheduler: Annotated[Literal["constant", "linear", "cosine"] | None, Field(description="Shape of the learning rate after warm-up.")] = None
+    scheduler: Annotated[
+        Literal["constant", "linear", "cosine"] | None, Field(description="Shape of the learning rate after warm-up.")
+    ] = None
     min_learning_rate_ratio: Annotated[Fraction | None, Field(description="Final learning rate as a share of the peak.")] = None
     scheduler_cycles: Annotated[float | None, Field(gt=0, description="Number of cosine cycles; 0.5 is one half wave.")] = None
     weight_decay: Annotated[float | None, Field(ge=0)] = None
@@ -136,7 +146,9 @@ class Evaluation(Section):
 class Preference(Section):
     """Settings of dpo, kto, orpo and simpo."""
 
-    beta: Annotated[float | None, Field(gt=0, description="Strength of the pull towards the reference model (orpo: weight of the odds ratio).")] = None
+    beta: Annotated[
+        float | None, Field(gt=0, description="Strength of the pull towards the reference model (orpo: weight of the odds ratio).")
+    ] = None
     sft_weight: Annotated[float | None, Field(ge=0, description="Weight of an added SFT loss on the chosen answers (RPO alpha).")] = None
     simpo_gamma: Annotated[float | None, Field(ge=0, description="SimPO's target reward margin.")] = None
     length_normalised: Annotated[bool | None, Field(description="Divide log-ratios by answer length.")] = None
@@ -147,7 +159,9 @@ class Preference(Section):
 class Reinforcement(Section):
     """Settings of rft: a verifiable reward instead of answers."""
 
-    grader: Annotated[dict[str, JsonValue] | None, Field(description="Grader in OpenAI's grader format (type string_check, python, ...).")] = None
+    grader: Annotated[
+        dict[str, JsonValue] | None, Field(description="Grader in OpenAI's grader format (type string_check, python, ...).")
+    ] = None
     reasoning_effort: Literal["low", "medium", "high"] | None = None
     samples_per_prompt: Annotated[int | None, Field(ge=2, description="Answers drawn per prompt.")] = None
     max_prompt_length: Annotated[Positive | None, Field(description="Tokens.")] = None
@@ -192,7 +206,13 @@ class JobSpec(Section):
 
     version: Annotated[Literal[1], Field(description="Version of this format.")] = 1
     name: Annotated[
-        str | None, Field(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$", description="Suffix or name of the tuned model.")
+        str | None,
+        Field(
+            min_length=1,
+            max_length=40,
+            pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?$",
+            description="Suffix or name of the tuned model.",
+        ),
     ] = None
     model: Annotated[
         str | dict[str, str], Field(description="Catalogue name, a vendor's id, a local folder or .gguf file; or one per provider.")
@@ -211,6 +231,12 @@ class JobSpec(Section):
     budget: Budget = Budget()
     tags: Annotated[dict[str, str] | None, Field(max_length=16, description="Labels carried to the vendor.")] = None
     options: Annotated[ProviderOptions, Field(description="What only one provider offers.")] = ProviderOptions()
+    overrides: Annotated[
+        dict[str, dict[str, JsonValue]] | None,
+        Field(
+            description="By provider: dotted fields that differ there, e.g. training.learning_rate: 1e-5; null leaves it to it."
+        ),
+    ] = None
 
     @model_validator(mode="after")
     def _exclusive(self) -> JobSpec:
@@ -230,6 +256,20 @@ class JobSpec(Section):
         for part in path.split("."):
             value = getattr(value, part)
         return value
+
+    def for_provider(self, provider: str) -> JobSpec:
+        """The spec as it holds at one provider: its overrides carried out. Raises ValidationError when they do not fit."""
+        own = (self.overrides or {}).get(provider)
+        if not own:
+            return self.model_copy(update={"overrides": None}) if self.overrides else self
+        document = self.model_dump(mode="json", exclude={"overrides"})
+        for path, value in own.items():
+            *sections, name = path.split(".")
+            place = document
+            for section in sections:
+                place = place[section]
+            place[name] = value
+        return JobSpec.model_validate(document)
 
     def model_for(self, provider: str) -> str | None:
         """The base model named for this provider; None when the spec names models, but none for it."""

@@ -1,0 +1,85 @@
+"""Answers of models, kept on disk by a hash of all that decides them: asked once, paid once.
+
+One small file per answer, written whole and then renamed, so that a kill leaves an answer or none, and processes may
+share a folder. Files are readable by their owner only: prompts are not kept, but answers may repeat private data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tuneport.core.errors import TuneportError, UsageError
+from tuneport.core.provider import ChatReply
+
+VERSION = 1  # part of every key: raising it forgets all kept answers
+
+
+def answer_key(*, provider: str, model: str, job: str, scope: str, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
+    """SHA-256 over what decides an answer (decoding is greedy, so nothing else does)."""
+    content = json.dumps([VERSION, provider, model, job, scope, [dict(m) for m in messages], max_tokens], sort_keys=True, default=str)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+class AnswerCache:
+    """A folder of answers. Raises UsageError when the folder cannot be made or written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UsageError(f"cannot keep answers in {folder} ({error.strerror})", fix="choose a folder that can be written") from error
+
+    def get(self, key: str) -> ChatReply | None:
+        """The kept answer; None when there is none, or its file is damaged (it is then asked again)."""
+        try:
+            kept = json.loads(self._path(key).read_text(encoding="utf-8"))
+            return ChatReply(
+                id=key,
+                text=_typed(kept["text"], str),
+                prompt_tokens=_typed(kept["prompt_tokens"], int, type(None)),
+                completion_tokens=_typed(kept["completion_tokens"], int, type(None)),
+                seconds=_typed(kept["seconds"], float, int, type(None)),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def put(self, reply: ChatReply) -> None:
+        """Keep an answer under its id. Raises TuneportError when the disk refuses; earlier answers stay."""
+        path = self._path(reply.id)
+        content = {
+            "text": reply.text,
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "seconds": reply.seconds,
+        }
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")  # mode 0600
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(content, file)
+                os.replace(temporary, path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise TuneportError(
+                f"cannot keep an answer in {self._folder} ({error.strerror})", fix="make room and run again; only what is missing is asked"
+            ) from error
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+
+def _typed(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"unexpected {type(value).__name__}")
+    return value

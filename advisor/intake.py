@@ -1,0 +1,179 @@
+"""The questions that only people can answer: what is wanted, how much of it, and what it may cost (``decision.yaml``).
+
+Every amount may be one number, a pair ``[low, high]`` or ``{low:, high:}``; a pair is read as the 10th and 90th percentile.
+What is left out is unknown and shown as unknown; nothing is assumed to be free.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from tuneport.core.money import Range
+from tuneport.core.spec import Section
+from tuneport.core.spec_file import read_document, validate
+
+CHANGE_MONTHS: dict[str, float] = {"never": float("inf"), "yearly": 12, "quarterly": 3, "monthly": 1, "weekly": 0.25, "daily": 1 / 30}
+"""Months between two changes of the facts or requirements that the answers depend on."""
+
+
+def _as_range(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("amount", "a number, or a pair [low, high]")
+    if isinstance(value, int | float):
+        return {"low": value, "high": value}
+    if isinstance(value, list | tuple):
+        if len(value) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in value):
+            raise PydanticCustomError("amount", "a number, or a pair [low, high]")
+        value = {"low": value[0], "high": value[1]}
+    if isinstance(value, dict) and {"low", "high"} <= value.keys():
+        low, high = value["low"], value["high"]
+        if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+            raise PydanticCustomError("amount", "a pair [low, high] with low <= high")
+    return value
+
+
+def _within(low: float, high: float, words: str) -> Any:
+    def check(value: Range) -> Range:
+        if not low <= value.low <= value.high <= high or value.high == float("inf"):
+            raise PydanticCustomError("amount", "{words}", {"words": words})
+        return value
+
+    return AfterValidator(check)
+
+
+Amount = Annotated[Range, BeforeValidator(_as_range), _within(0, float("inf"), "a number, or a pair, of 0 or more")]
+"""A quantity that is known as a range, 0 or more."""
+PositiveAmount = Annotated[Range, BeforeValidator(_as_range), _within(1e-9, float("inf"), "a number, or a pair, above 0")]
+Share = Annotated[Range, BeforeValidator(_as_range), _within(0, 1, "a share from 0 to 1, e.g. 0.4 or [0.2, 0.6]")]
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class Quality(Section):
+    """What counts as good enough, on rows that nobody trained on."""
+
+    metric: Annotated[str, Field(min_length=1, description="Metric of the measurement, e.g. exact_match.")]
+    bar: Annotated[float, Field(gt=0, le=1, description="Lowest value that is good enough, as a share.")]
+    rejected_answer_usd: Annotated[
+        Amount | None, Field(description="What one answer that misses costs: a person's time, a fallback call. Unknown when left out.")
+    ] = None
+
+
+class Incumbent(Section):
+    """What answers today: a model with a prompt."""
+
+    provider: Annotated[str, Field(min_length=1)]
+    model: Annotated[str, Field(min_length=1, description="Catalogue name or the vendor's id.")]
+    arm: Annotated[str | None, Field(description="Name of the measured arm that is in use today, e.g. zero-shot.")] = None
+
+
+class Tokens(Section):
+    """Tokens of one request."""
+
+    static: Annotated[Amount, Field(description="The part of the prompt that never changes: instructions and examples.")]
+    static_tuned: Annotated[Amount, Field(description="What is left of it once a model is tuned.")]
+    fresh: Annotated[Amount, Field(description="The part that changes with every request.")]
+    output: Annotated[PositiveAmount, Field(description="The answer.")]
+    output_tuned: Annotated[PositiveAmount | None, Field(description="The tuned model's answer; the same when left out.")] = None
+
+
+class Costs(Section):
+    """People's cost, USD. One-time unless the name says otherwise."""
+
+    data_usd: Amount
+    labelling_usd: Amount
+    engineering_usd: Amount
+    evaluation_usd: Amount
+    migration_usd: Annotated[
+        Amount | None, Field(description="Moving to another base model when this one ends; engineering plus evaluation when left out.")
+    ] = None
+    monitoring_usd_per_month: Amount = Range(low=0, high=0)
+
+
+class Runs(Section):
+    """Training runs until one is kept."""
+
+    planned: Annotated[int, Field(ge=1, le=1000, description="Runs that one means to make, sweeps included (S4: expect 3 to 5).")] = 3
+    failure_share: Annotated[float, Field(ge=0, lt=1, description="Share of runs that fail and are paid for.")] = 0.1
+
+
+class Retraining(Section):
+    """How often the model must learn anew."""
+
+    every_months: Annotated[float | None, Field(gt=0, description="Months between two trainings; never when left out.")] = None
+    people_usd: Annotated[Amount, Field(description="Data, labels and checks for one retraining, beside the run itself.")] = Range(
+        low=0, high=0
+    )
+
+
+class Privacy(Section):
+    """Where the data may go."""
+
+    data_may_leave: Annotated[bool, Field(description="false: neither training nor requests may leave the organisation's own machines.")]
+
+
+class Facts(Section):
+    """Does the answer need facts that the model cannot have learnt?"""
+
+    fresh_or_private: bool
+    change: Literal["never", "yearly", "quarterly", "monthly", "weekly", "daily"]
+
+
+class SelfHosting(Section):
+    """One's own or rented machine, for offers that need one."""
+
+    usd_per_hour: Annotated[Amount | None, Field(description="What an hour of it costs; prices of the price book when left out.")] = None
+    requests_per_hour: Annotated[
+        PositiveAmount | None, Field(description="What one machine answers in an hour; from the measurement when left out.")
+    ] = None
+    always_on: Annotated[bool, Field(description="true: paid for every hour of the month; false: only while it works.")] = True
+
+
+class Intake(Section):
+    """One decision to be made."""
+
+    version: Literal[1] = 1
+    title: Annotated[str, Field(min_length=1, max_length=120)]
+    problem: Annotated[Text, Field(description="What is wrong today.")]
+    wanted: Annotated[Text, Field(description="What is wanted instead.")]
+    gap: Annotated[
+        Literal["knowledge", "behaviour", "both", "unknown"],
+        Field(description="Does the model lack facts (knowledge), or answer in the wrong way (behaviour)?"),
+    ] = "unknown"
+    decision_makers: tuple[str, ...] = ()
+    quality: Quality
+    incumbent: Incumbent
+    volume_per_month: Annotated[PositiveAmount, Field(description="Requests per month.")]
+    tokens: Tokens
+    cache_hit_share: Annotated[Share, Field(description="Share of the static prompt that is read from the provider's cache today.")]
+    cache_hit_share_tuned: Annotated[Share, Field(description="The same after tuning; short prompts are rarely cached.")] = Range(
+        low=0, high=0
+    )
+    horizon_months: Annotated[int, Field(ge=1, le=120)]
+    discount_rate: Annotated[float, Field(ge=0, le=1, description="Per year.")]
+    costs: Costs
+    runs: Runs = Runs()
+    retraining: Retraining = Retraining()
+    privacy: Privacy
+    facts: Facts
+    self_hosting: SelfHosting = SelfHosting()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Intake:
+        if self.gap == "behaviour" and self.facts.fresh_or_private:
+            raise ValueError("gap is behaviour, but facts.fresh_or_private is true: set gap to knowledge or both")
+        if self.gap == "knowledge" and not self.facts.fresh_or_private:
+            raise ValueError("gap is knowledge, but facts.fresh_or_private is false: set it to true, or gap to behaviour")
+        if self.tokens.static_tuned.low > self.tokens.static.high:
+            raise ValueError("tokens.static_tuned exceeds tokens.static: tuning cannot lengthen the static prompt")
+        return self
+
+
+def load_intake(path: str | Path) -> Intake:
+    """The Intake in a YAML or JSON file. Raises SpecError with every fault found, DataError when the file cannot be read."""
+    source = Path(path)
+    document, lines = read_document(source)
+    return validate(Intake, document, str(source), lines)

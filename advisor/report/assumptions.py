@@ -1,0 +1,140 @@
+"""What a report takes for granted, and what may go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+from tuneport.advisor.economics import remaining_days
+from tuneport.advisor.intake import Intake
+from tuneport.advisor.measurement import Measurement
+from tuneport.advisor.offers import Offer, PriceNote
+from tuneport.advisor.report.model import Assumption, Risk
+from tuneport.advisor.report.words import count_range, percent, usd_range
+from tuneport.core.catalogue import Offering
+from tuneport.core.money import Range
+
+STATED = "stated in the decision file"
+
+
+def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNote], incumbent: Offering | None) -> tuple[Assumption, ...]:
+    """Every figure that the money rests on, with source, date and grade."""
+
+    def share(value: Range) -> str:
+        return percent(value.low, 0) if value.low == value.high else f"{percent(value.low, 0)} to {percent(value.high, 0)}"
+
+    tokens, costs = intake.tokens, intake.costs
+    stated: list[tuple[str, str]] = [
+        ("Requests per month", count_range(intake.volume_per_month)),
+        ("Static prompt tokens, today", count_range(tokens.static)),
+        ("Static prompt tokens, after tuning", count_range(tokens.static_tuned)),
+        ("Fresh input tokens", count_range(tokens.fresh)),
+        ("Answer tokens", count_range(tokens.output)),
+        ("Cache-hit share of the static prompt, today", share(intake.cache_hit_share)),
+        ("Cache-hit share, after tuning", share(intake.cache_hit_share_tuned)),
+        ("Data, one-time", usd_range(costs.data_usd)),
+        ("Labelling, one-time", usd_range(costs.labelling_usd)),
+        ("Engineering, one-time", usd_range(costs.engineering_usd)),
+        ("Evaluation, one-time", usd_range(costs.evaluation_usd)),
+        ("Monitoring per month", usd_range(costs.monitoring_usd_per_month)),
+        ("Training runs until one is kept", f"{intake.runs.planned} planned, {percent(intake.runs.failure_share, 0)} of runs fail"),
+        ("Retraining", f"every {intake.retraining.every_months:g} months" if intake.retraining.every_months else "never"),
+        ("Cost of one answer that misses", usd_range(intake.quality.rejected_answer_usd)),
+        ("Discount rate per year", percent(intake.discount_rate, 0)),
+        ("Horizon", f"{intake.horizon_months} months"),
+    ]
+    found = [Assumption(what=what, value=value, source=STATED, grade="USER") for what, value in stated]
+    prices = [*todays, *(n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in (offer.prices if offer else ()))]
+    found += [
+        Assumption(
+            what=p.item[:1].upper() + p.item[1:], value=f"{usd_range(p.usd)} {p.unit}".strip(), source=p.source + (f"; {p.note}" if p.note else ""),
+            observed_on=p.observed_on, grade=p.grade, stale=p.stale,
+        )
+        for p in prices
+    ]  # fmt: skip
+    if offer:
+        found.append(Assumption(what="One training run", value=usd_range(offer.training_usd), source=offer.training_basis, grade="R"))
+        found += [Assumption(what="Note on the offer", value=note, source="derived by tuneport", grade="R") for note in offer.notes]
+    if intake.costs.migration_usd is None:
+        found.append(
+            Assumption(what="Cost of moving at the model's end", value="engineering plus evaluation again", source="tuneport's default", grade="R")
+        )
+    if incumbent is not None and incumbent.lifetime.inference_ends:
+        found.append(
+            Assumption(
+                what="Today's model after its end",
+                value="a successor at the same price and quality",
+                source="assumed; nobody knows",
+                grade="K",
+            )
+        )
+    found.append(
+        Assumption(
+            what="How pairs are read",
+            value="10th and 90th percentile of a lognormal; prices triangular, widened by 10 % (grade M) or 25 % (weaker)",
+            source="tuneport's model",
+            grade="R",
+        )
+    )
+    return tuple(found)
+
+
+def risks_of(intake: Intake, offer: Offer | None, incumbent: Offering | None, measurement: Measurement | None, today: date) -> tuple[Risk, ...]:
+    """What may go wrong whatever the averages say, and the answer to it."""
+    risks: list[Risk] = []
+    if incumbent is not None and (ends := incumbent.lifetime.inference_ends):
+        risks.append(
+            Risk(
+                name="End of today's model",
+                statement=f"{incumbent.provider} ends {incumbent.vendor_id} on {ends} ({remaining_days(ends, today)} days from now).",
+                answer="A move is due whatever is decided here; measure the successor as one more arm.",
+            )
+        )
+    if offer is not None and offer.inference_ends:
+        risks.append(
+            Risk(
+                name="End of the base model",
+                statement=f"Every model tuned from {offer.model} at {offer.provider} ends on {offer.inference_ends} "
+                f"({remaining_days(offer.inference_ends, today)} days from now).",
+                answer="Money is counted up to that day only, and the move is priced.",
+            )
+        )
+    elif offer is not None and offer.provider != "local":
+        risks.append(
+            Risk(
+                name="End of the base model",
+                statement=f"No end of {offer.model} at {offer.provider} is known; vendors retire models at a few months' notice.",
+                answer="Keep data, spec and suite portable: the same job runs elsewhere.",
+            )
+        )
+    if offer is not None and offer.provider != "local":
+        risks.append(
+            Risk(
+                name="Lock-in",
+                statement=f"The tuned model may serve only at {offer.provider}.",
+                answer="Prefer open weights that can be downloaded, where quality allows.",
+            )
+        )
+    risks.append(
+        Risk(
+            name="Rights in the data",
+            statement="tuneport cannot see whether the rows may be used for training.",
+            answer="Have licence and personal data checked before the upload (tuneport check).",
+        )
+    )
+    risks.append(
+        Risk(
+            name="Drift",
+            statement=f"Facts or requirements change {intake.facts.change}; a tuned model stands still until it is retrained.",
+            answer="Measure fresh rows each month and keep the gate (`tuneport evaluate --gate`).",
+        )
+    )
+    if measurement is not None:
+        risks.append(
+            Risk(
+                name="The suite is not the world",
+                statement=f"{measurement.power.n} rows from one time and source. {measurement.power.statement}.".replace("..", "."),
+                answer="Repeat on rows from a later time before relying on the gain.",
+            )
+        )
+    return tuple(risks)

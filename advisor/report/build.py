@@ -1,0 +1,276 @@
+"""Puts a report together: offers, simulation, decision and everything that a reader needs to check them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+
+import numpy as np
+
+from tuneport.advisor.decide import Arms, choose_offer, decide, pick_arms
+from tuneport.advisor.economics import FloatArray
+from tuneport.advisor.intake import Intake
+from tuneport.advisor.measurement import Arm, Measurement
+from tuneport.advisor.offers import Candidate, Desk, Offer, OfferEconomics, Percentiles, build_offers, mean_seconds
+from tuneport.advisor.report.assumptions import assumptions_of, risks_of
+from tuneport.advisor.report.model import (
+    ArmResult,
+    CashFlow,
+    CashPoint,
+    Evidence,
+    Report,
+    Reproducibility,
+    Savings,
+    Sensitivity,
+    SwingRow,
+    Switch,
+)
+from tuneport.advisor.report.words import count, percent, usd
+from tuneport.advisor.simulation import (
+    DRAWS,
+    LABELS,
+    Drivers,
+    Outcome,
+    cumulative,
+    evaluate,
+    offer_drivers,
+    shared_drivers,
+    switching_value,
+    tornado,
+)
+from tuneport.core.catalogue import Catalogue, load_catalogue
+from tuneport.core.plan import Plan
+from tuneport.core.prices import PriceBook, load_prices
+
+MAX_SWINGS = 8
+"""Bars of the tornado; smaller ones change nothing that a reader could see."""
+MAX_POINTS = 12
+SWITCHES = ("volume", "cache_hit", "accepted", "accepted_tuned", "rejected_usd", "train_run", "q_in", "q_out", "q_hour", "engineering")
+"""Inputs for which the report states the value that turns the money round."""
+SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned"})
+
+
+def advise(
+    intake: Intake,
+    measurement: Measurement | None,
+    plans: Sequence[Plan],
+    *,
+    today: date,
+    seed: int = 0,
+    tuned_from: Mapping[str, str] | None = None,
+    catalogue: Catalogue | None = None,
+    prices: PriceBook | None = None,
+) -> Report:
+    """The decision report for one intake, what was measured so far, and the plans of the places to run it.
+
+    ``tuned_from`` maps the name of a tuned arm to its base model (as in the spec); without it the base is taken from the plan
+    at the arm's provider. ``catalogue`` and ``prices`` default to the built-in facts with the user's overrides.
+    Raises CatalogueError when those files are faulty.
+    """
+    catalogue = catalogue or load_catalogue()
+    prices = prices or load_prices()
+    arms = pick_arms(intake, measurement, catalogue)
+    candidates, todays = build_offers(
+        intake, plans, catalogue, prices, today=today, baseline=arms.current or arms.baseline, tuned=arms.tuned, tuned_from=tuned_from
+    )
+    simulation = _Simulation(intake, arms, seed)
+    offers = tuple(simulation.with_economics(c) for c in candidates)
+    chosen = choose_offer(offers)
+    sensitivity = simulation.sensitivity(chosen) if chosen else None
+    incumbent = Desk(intake, catalogue, prices, today).offering_of(intake.incumbent.provider, intake.incumbent.model)
+    decision = decide(
+        intake,
+        measurement,
+        arms,
+        offers,
+        training_rows=next((u.rows for p in plans for u in p.uploads if u.role == "train"), None),
+        incumbent=incumbent,
+        today=today,
+        switching=[s.statement for s in sensitivity.switches if s.at is not None] if sensitivity else [],
+    )
+    return Report(
+        title=intake.title,
+        made_on=today,
+        intake=intake,
+        decision=decision,
+        savings=_savings(chosen, offers, decision.verdict),
+        offers=offers,
+        todays_prices=tuple(todays),
+        evidence=_evidence(intake, measurement),
+        cash_flow=simulation.cash_flow(chosen) if chosen else None,
+        sensitivity=sensitivity,
+        assumptions=assumptions_of(intake, chosen, todays, incumbent),
+        risks=risks_of(intake, chosen, incumbent, measurement, today),
+        reproducibility=Reproducibility(
+            inputs_sha256=_digest(intake, measurement, plans, today, seed), seed=seed, draws=DRAWS, versions=_versions()
+        ),
+    )
+
+
+build_report = advise
+
+
+class _Simulation:
+    """The draws of one report, shared by its offers."""
+
+    def __init__(self, intake: Intake, arms: Arms, seed: int) -> None:
+        self.intake = intake
+        self.seed = seed
+        self.shared = shared_drivers(intake, seed=seed)
+        self.scores = _paired_scores(arms, intake.quality.metric)
+        self.kept: dict[str, tuple[Candidate, Drivers, Outcome]] = {}
+
+    def with_economics(self, candidate: Candidate) -> Offer:
+        """The offer with its simulated money, where its prices are known."""
+        offer, terms = candidate.offer, candidate.terms
+        if terms is None or terms.months <= 0:
+            return offer
+        today, tuned = self.scores
+        scores = None if today is None else (today, tuned if offer.quality != "not measured" else None)
+        counted = scores is not None and self.intake.quality.rejected_answer_usd is not None
+        drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores)
+        result = evaluate(drivers, terms, self.intake.discount_rate)
+        self.kept[offer.id] = (candidate, drivers, result)
+        economics = OfferEconomics(
+            months=terms.months,
+            per_request_today=_percentiles(result.per_request_today),
+            per_request_tuned=_percentiles(result.per_request_tuned),
+            one_time=_percentiles(result.one_time),
+            fixed_per_month=_percentiles(result.fixed),
+            saving_per_month=_percentiles(result.saving_per_month),
+            break_even_volume=_percentiles(result.break_even),
+            payback_months=_percentiles(result.payback),
+            npv=_percentiles(result.npv),
+            p_saves=float((result.npv > 0).mean()),
+            p_pays_back=float((result.payback <= terms.months).mean()),
+            misses_counted=counted,
+            bar_assumed=counted and scores is not None and scores[1] is None,
+        )
+        reasons = offer.reasons
+        if terms.ends_inside and economics.p_pays_back < 0.5:
+            reasons = (*reasons, f"more likely than not it does not pay back in the {terms.months:.1f} months that the model has left")
+        return offer.model_copy(update={"economics": economics, "reasons": reasons})
+
+    def cash_flow(self, offer: Offer) -> CashFlow:
+        """Spent money over the horizon, at most a dozen points."""
+        candidate, drivers, _ = self.kept[offer.id]
+        assert candidate.terms is not None  # noqa: S101 - only offers with terms are kept
+        horizon = self.intake.horizon_months
+        step = max(1, -(-horizon // MAX_POINTS))
+        months = sorted({*range(0, horizon + 1, step), horizon})
+        today, tuned = cumulative(drivers, candidate.terms, self.intake.discount_rate, np.array(months, dtype=np.float64))
+        points = tuple(CashPoint(month=m, today=_percentiles(today[i]), tuned=_percentiles(tuned[i])) for i, m in enumerate(months))
+        return CashFlow(offer=offer.id, points=points, ends_month=candidate.terms.months if candidate.terms.ends_inside else None)
+
+    def sensitivity(self, offer: Offer) -> Sensitivity:
+        """The tornado and the switching values of one offer."""
+        candidate, drivers, result = self.kept[offer.id]
+        terms, rate = candidate.terms, self.intake.discount_rate
+        assert terms is not None  # noqa: S101 - only offers with terms are kept
+        swings = [
+            SwingRow(
+                driver=LABELS[s.driver], low=s.low, high=s.high, npv_low=s.npv_low, npv_high=s.npv_high, rank_correlation=s.rank_correlation
+            )
+            for s in tornado(drivers, terms, rate, result.npv)
+            if s.npv_low != s.npv_high
+        ]
+        switches = []
+        for name in SWITCHES:
+            if not np.isfinite(drivers[name]).all() or drivers[name].max() <= 0:
+                continue
+            if name in ("accepted", "accepted_tuned") and not (drivers["rejected_usd"] > 0).any():
+                continue
+            middle, at = switching_value(drivers, terms, rate, name)
+            switches.append(_switch(name, middle, at))
+        middle = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, rate).npv
+        return Sensitivity(offer=offer.id, middle_npv=float(middle[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
+
+
+def _switch(name: str, middle: float, at: float | None) -> Switch:
+    share = name in SHARES
+    shown = percent if share else usd if name in ("rejected_usd", "train_run", "engineering", "q_in", "q_out", "q_hour") else count
+    label = LABELS[name]
+    if at is None:
+        statement = f"{label}: no value within reach turns the money round (now about {shown(middle)})."
+    else:
+        statement = f"{label} {'below' if at < middle else 'above'} {shown(at)} turns the money round (now about {shown(middle)})."
+    return Switch(driver=label, share=share, middle=middle, at=at, statement=statement)
+
+
+def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArray | None]:
+    """Scores of today's (or the best) prompt and of the tuned arm, on the rows that both have; None for what was not measured."""
+
+    def by_row(arm: Arm | None) -> dict[int, float]:
+        return {a.row: a.scores[metric] for a in arm.answers if metric in a.scores} if arm else {}
+
+    one, two = by_row(arms.current or arms.baseline), by_row(arms.tuned)
+    rows = sorted(one.keys() & two.keys()) if two else sorted(one)
+    if not rows:
+        return None, None
+    return np.array([one[r] for r in rows]), np.array([two[r] for r in rows]) if two else None
+
+
+def _percentiles(values: FloatArray) -> Percentiles:
+    ordered = np.sort(values)  # by rank: interpolating next to infinity would not give a number
+    found = [float(ordered[min(len(ordered) - 1, int(len(ordered) * q))]) for q in (0.1, 0.5, 0.9)]
+    low, middle, high = (v if np.isfinite(v) else None for v in found)
+    return Percentiles(p10=low, p50=middle, p90=high)
+
+
+def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Savings:
+    if chosen is None:
+        closed = sum(o.status == "closed" for o in offers)
+        why = (
+            f"None of the {len(offers)} offers is open with all its prices known ({closed} closed); the table of offers says why."
+            if offers
+            else "No plan was given, so there is no offer to price."
+        )
+        return Savings(subject="No offer can be priced", offer=None, economics=None, why_unknown=why)
+    subject = {
+        "measured": "The tuned model as it was measured",
+        "same model, measured elsewhere": "The same base model as was measured, at another provider",
+        "not measured": "If the tuned model just reached the bar (it was not measured)",
+    }[chosen.quality]
+    if verdict != "fine_tune":
+        subject += "; shown for comparison, not recommended"
+    return Savings(subject=subject, offer=chosen.id, economics=chosen.economics)
+
+
+def _evidence(intake: Intake, measurement: Measurement | None) -> Evidence | None:
+    if measurement is None:
+        return None
+    warnings = list(measurement.warnings)
+    if intake.incumbent.arm and intake.incumbent.arm not in {a.name for a in measurement.arms}:
+        warnings.append(f"the decision file names {intake.incumbent.arm!r} as the arm in use, but no such arm was measured")
+    if intake.quality.metric != measurement.primary_metric:
+        warnings.append(f"the decision rests on {intake.quality.metric}; the measurement's primary metric is {measurement.primary_metric}")
+    arms = tuple(
+        ArmResult(
+            name=a.name, kind=a.kind, provider=a.provider, model=a.model, shots=a.shots, metrics=a.metrics,
+            failed=sum(bool(answer.error) for answer in a.answers), prompt_tokens=a.mean_prompt_tokens,
+            completion_tokens=a.mean_completion_tokens, seconds=mean_seconds(a),
+        )
+        for a in measurement.arms
+    )  # fmt: skip
+    return Evidence(
+        suite=measurement.suite, suite_sha256=measurement.suite_sha256, rows=measurement.power.n, metric=intake.quality.metric,
+        bar=intake.quality.bar, arms=arms, comparisons=measurement.comparisons, power=measurement.power, warnings=tuple(warnings),
+    )  # fmt: skip
+
+
+def _digest(intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], today: date, seed: int) -> str:
+    parts = [intake.model_dump_json(), measurement.model_dump_json() if measurement else "", *(p.model_dump_json() for p in plans)]
+    return hashlib.sha256("\n".join([*parts, today.isoformat(), str(seed)]).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("tuneport", "numpy", "pydantic", "altair", "vl-convert-python"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found

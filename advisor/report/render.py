@@ -1,0 +1,152 @@
+"""Renders a report: HTML (self-contained, no script, nothing loaded), Markdown in MADR 4.0 headings, and JSON."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tuneport.advisor.report.charts import accuracy_chart, cash_chart, tornado_chart
+from tuneport.advisor.report.model import Report
+from tuneport.advisor.report.words import FILTERS
+from tuneport.core.errors import DataError
+from tuneport.core.sources import GRADES
+
+VERDICTS: Mapping[str, str] = {
+    "do_nothing": "Do not fine-tune",
+    "better_prompt": "Better prompt",
+    "retrieval": "Build retrieval",
+    "measure": "Measure first",
+    "pilot": "Run a pilot",
+    "find_offer": "Find an offer",
+    "fine_tune": "Fine-tune",
+}
+"""The verdicts in the reader's words."""
+
+SOURCES: Mapping[str, str] = {
+    "S0": "practitioners' document 0: service description",
+    "S1": "practitioners' document 1: engineering guide",
+    "S2": "practitioners' document 2: handbook",
+    "S3": "practitioners' document 3: operations notes",
+    "S4": "practitioners' document 4: technical guide",
+    "E": "tuneport's notes on economics and statistics",
+    "T": "a rule of tuneport itself",
+}
+
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML file without script. Raises MissingExtraError when the charts cannot be drawn."""
+    charts = {
+        "accuracy": accuracy_chart(report.evidence) if report.evidence and _has_metric(report) else "",
+        "cash": cash_chart(report.cash_flow) if report.cash_flow else "",
+        "tornado": tornado_chart(report.sensitivity) if report.sensitivity and report.sensitivity.swings else "",
+    }
+    style = Markup(files("tuneport.advisor.report").joinpath("style.css").read_text(encoding="utf-8"))  # noqa: S704 - our own file
+    return _environment(autoescape=True).get_template("report.html.j2").render(**_context(report), charts=charts, style=style)
+
+
+def render_markdown(report: Report) -> str:
+    """The report in MADR 4.0 headings, to drop into a folder of decision records."""
+    environment = _environment(autoescape=False)
+    environment.finalize = _markdown_text
+    text = environment.get_template("report.md.j2").render(**_context(report))
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def render_json(report: Report) -> str:
+    """The report as JSON, the source of truth."""
+    return report.model_dump_json(indent=2) + "\n"
+
+
+def write_report(directory: str | Path, report: Report) -> dict[str, Path]:
+    """Write report.json, report.html and report.md; returns their paths by kind ("json", "html", "md").
+
+    All three are rendered before the first is written, and each replaces its predecessor in one step.
+    Raises MissingExtraError when the charts cannot be drawn, DataError when the folder cannot be written.
+    """
+    folder = Path(directory)
+    texts = {"json": render_json(report), "html": render_html(report), "md": render_markdown(report)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return {kind: _replace(folder / f"report.{kind}", text) for kind, text in texts.items()}
+    except OSError as error:
+        raise DataError(f"the report cannot be written to {folder} ({error.strerror})", fix="choose another folder") from None
+
+
+def _replace(path: Path, text: str) -> Path:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _has_metric(report: Report) -> bool:
+    return report.evidence is not None and any(report.evidence.metric in a.metrics for a in report.evidence.arms)
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("tuneport.advisor.report"), autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # noqa: S701 - the Markdown rendering escapes every value through finalize
+    environment.filters |= FILTERS
+    return environment
+
+
+def _context(report: Report) -> dict[str, Any]:
+    used = {note.grade for o in report.offers for note in o.prices} | {a.grade for a in report.assumptions} - {""}
+    evidence = report.evidence
+    names = evidence.metric if evidence else report.intake.quality.metric
+    others = sorted({m for a in evidence.arms for m in a.metrics} - {names}) if evidence else []
+    tags = sorted({tag for line in (*report.decision.trace, *report.decision.doubts) for tag in line.sources})
+    return {
+        "report": report,
+        "verdict": VERDICTS[report.decision.verdict],
+        "chosen": next((o for o in report.offers if report.savings.offer == o.id), None),
+        "deciding": _deciding(report),
+        "other_metrics": others,
+        "grades": {g: GRADES[g] for g in sorted(used) if g in GRADES},
+        "tags": {tag: SOURCES[tag] for tag in tags if tag in SOURCES},
+    }
+
+
+def _deciding(report: Report) -> Any:
+    """The comparison that the headline quotes: of the decision's metric, with the largest gain of a tuned arm."""
+    if report.evidence is None:
+        return None
+    facts = {line.rule: line for line in report.decision.trace}
+    if facts["gain-shown"].fired is None:
+        return None
+    metric = report.evidence.metric
+    arms = {a.name: a for a in report.evidence.arms if metric in a.metrics}
+    best = {
+        kind: max((a for a in arms.values() if a.kind == kind), key=lambda a: a.metrics[metric].value, default=None)
+        for kind in ("prompted", "tuned")
+    }
+    one, two = best["prompted"], best["tuned"]
+    if one is None or two is None:
+        return None
+    return next((c for c in report.evidence.comparisons if (c.baseline, c.challenger, c.metric) == (one.name, two.name, metric)), None)
+
+
+def _markdown_text(value: Any) -> Any:
+    """A value as plain text in Markdown: one line, with everything that Markdown or HTML would act on escaped."""
+    if value is None or isinstance(value, Markup):
+        return value
+    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))

@@ -1,0 +1,288 @@
+"""Ledger: every read and write of the durable store. Each method is one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from tuneport.core.errors import LedgerError, UsageError
+from tuneport.core.job import JobEvent, JobState, RemoteJob
+from tuneport.core.keys import new_key
+from tuneport.core.ledger.database import WRITES, ledger_errors, open_database
+from tuneport.core.ledger.locks import Locks, StillHeld
+from tuneport.core.ledger.records import JobRecord, Step, Transition
+from tuneport.core.ledger.tables import events, jobs, transitions
+from tuneport.core.plan import Plan
+from tuneport.core.secrets import redact
+from tuneport.core.spec import JobSpec
+
+_RECORD = [column for column in jobs.c if column.name not in ("sources", "spec", "plan")]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Ledger:
+    """The store of all jobs. Safe to use from several processes and threads at once.
+
+    Every method raises LedgerError when the database fails. Free text is stored without secrets.
+    """
+
+    def __init__(self, engine: Engine, locks: Locks, name: str, now: Callable[[], datetime] = _utc_now) -> None:
+        self.engine = engine
+        self.name = name  # path, or URL without password
+        self.now = now
+        self._locks = locks
+        self._writer = engine.execution_options(**{WRITES: True})
+
+    @classmethod
+    def open(cls, location: str | Path | None = None, *, create: bool = True, now: Callable[[], datetime] = _utc_now) -> Ledger:
+        """The ledger at a path or a SQLAlchemy URL, migrated to the newest schema.
+
+        ``location`` defaults to TUNEPORT_LEDGER, then to ``.tuneport/ledger.db`` in the working directory.
+        Raises LedgerError when it cannot be opened, is newer than this tuneport, or is missing and ``create`` is False.
+        """
+        return cls(*open_database(location, create=create), now)
+
+    def close(self) -> None:
+        """Give back all connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def claim(self, job_id: str) -> Iterator[StillHeld | None]:
+        """Try to be the only one who submits this job; yields None when another process or thread is at it.
+
+        Yields a function otherwise, which says whether the claim still holds. It ends with the process.
+        """
+        with ExitStack() as stack:
+            with ledger_errors(self.name):
+                held = stack.enter_context(self._locks.claim(job_id))
+            yield held
+
+    # Writes
+
+    def add(self, job_id: str, spec: JobSpec, plan: Plan, sources: Mapping[str, tuple[int, int]]) -> bool:
+        """Write down the intent to submit, in state submitting. False, and nothing is written, when the id is taken.
+
+        ``sources`` is {path: (bytes, time of change in ns)} of the data files.
+        """
+        now = self.now()
+        estimate = plan.cost.usd
+        row = {
+            "id": job_id,
+            "key": new_key(job_id),
+            "provider": plan.provider,
+            "model": plan.model,
+            "method": spec.method,
+            "state": JobState.SUBMITTING.value,
+            "raw_state": "",
+            "step": Step.INTENT.value,
+            "message": "",
+            "estimate_low_usd": estimate.low if estimate else None,
+            "estimate_high_usd": estimate.high if estimate else None,
+            "created_at": now,
+            "updated_at": now,
+            "sources": {path: list(facts) for path, facts in sources.items()},
+            "spec": spec.model_dump(mode="json"),
+            "plan": plan.model_dump(mode="json"),
+        }
+        with self._write() as connection:
+            if connection.execute(select(jobs.c.id).where(jobs.c.id == job_id)).first() is not None:
+                return False
+            connection.execute(insert(jobs), row)
+            self._transition(connection, job_id, JobState.SUBMITTING, "", "intent written down")
+        return True
+
+    def uploaded(self, job_id: str, files: Mapping[str, str]) -> None:
+        """The files are at the provider; ``files`` is {role: file id}."""
+        self._set(job_id, step=Step.UPLOADED, uploads=dict(files))
+
+    def creating(self, job_id: str) -> bool:
+        """Create is about to be called. False, and nothing changes, when cancelling was asked for meanwhile."""
+        with self._write() as connection:
+            row = self._locked_row(connection, job_id)
+            if row.cancel_requested_at is not None:
+                return False
+            self._update(connection, job_id, step=Step.CREATING, create_called_at=self.now(), message="")
+        return True
+
+    def not_created(self, job_id: str, why: str) -> None:
+        """The provider refused for now and made nothing, so that create may be called again later."""
+        self._set(job_id, step=Step.UPLOADED, create_called_at=None, message=redact(why))
+
+    def note(self, job_id: str, message: str) -> None:
+        """Say why the job stands where it stands."""
+        self._set(job_id, message=redact(message))
+
+    def request_cancel(self, job_id: str) -> None:
+        """Remember that the job shall be cancelled, for whoever is submitting it."""
+        self._set(job_id, cancel_requested_at=self.now())
+
+    def ended_unmade(self, job_id: str, state: JobState, message: str) -> None:
+        """The job ended before the provider made it: nothing exists there, nothing was spent."""
+        with self._write() as connection:
+            row = self._locked_row(connection, job_id)
+            if row.ref is not None or JobState(row.state).terminal:
+                return
+            note = redact(message)
+            self._update(connection, job_id, state=state, message=note, read_error=None, read_error_at=None)
+            self._transition(connection, job_id, state, "", note)
+
+    def observe(self, job_id: str, remote: RemoteJob, note: str = "") -> JobRecord:
+        """Store what the provider just said. What it does not say stays as it was; a terminal state never changes."""
+        with self._write() as connection:
+            row = self._locked_row(connection, job_id)
+            said: dict[str, Any] = {
+                "tuned_model": remote.tuned_model,
+                "billed_tokens": remote.billed_tokens,
+                "billed_usd": remote.billed_usd,
+            }
+            raw, message, before = redact(remote.raw_state), redact(remote.message), JobState(row.state)
+            if not before.terminal:
+                changed = (before, row.raw_state) != (remote.state, raw)
+                said |= {"progress": remote.progress, "seconds_left": 0.0 if remote.state.terminal else remote.seconds_left}
+                said |= {"message": message if message or changed else None, "ref": remote.ref, "step": Step.CREATED}
+                said |= {"state": remote.state, "raw_state": raw}
+                if changed:
+                    self._transition(connection, job_id, remote.state, raw, redact(note) or message)
+            said = {name: value for name, value in said.items() if value is not None}
+            self._update(connection, job_id, **said, last_seen_at=self.now(), read_error=None, read_error_at=None)
+        return self.get(job_id)
+
+    def read_failed(self, job_id: str, why: str) -> JobRecord:
+        """The provider could not be read: the last good state stays, and its age becomes visible."""
+        self._set(job_id, read_error=redact(why), read_error_at=self.now())
+        return self.get(job_id)
+
+    def add_events(self, job_id: str, found: Iterable[JobEvent]) -> list[JobEvent]:
+        """Store events, each once however often it is read; returns those that were new."""
+        clean = [JobEvent(e.id, e.at, e.level, redact(e.message), e.metrics) for e in found]
+        if not clean:
+            return []
+        upsert = postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert
+        with self._write() as connection:
+            self._locked_row(connection, job_id)
+            known = set(connection.scalars(select(events.c.event_id).where(events.c.job_id == job_id)))
+            new = list({e.id: e for e in clean if e.id not in known}.values())
+            if new:
+                rows = [
+                    {"job_id": job_id, "event_id": e.id, "at": e.at, "level": e.level, "message": e.message, "metrics": e.metrics}
+                    for e in new
+                ]
+                connection.execute(upsert(events).on_conflict_do_nothing(index_elements=["job_id", "event_id"]), rows)
+        return new
+
+    # Reads
+
+    def get(self, job_id: str) -> JobRecord:
+        """One job. Raises UsageError when the ledger has no such job."""
+        with self._read() as connection:
+            row = connection.execute(select(*_RECORD).where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise self._no_such(job_id)
+        return _record(row)
+
+    def latest(self, *, limit: int | None = 50, states: Collection[JobState] = (), provider: str | None = None) -> list[JobRecord]:
+        """The latest jobs, newest first. ``limit`` None means all; no ``states`` means every state."""
+        query: Select[Any] = select(*_RECORD).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        if states:
+            query = query.where(jobs.c.state.in_([state.value for state in states]))
+        if provider is not None:
+            query = query.where(jobs.c.provider == provider)
+        with self._read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def unfinished_submissions(self) -> list[JobRecord]:
+        """Jobs written down whose creation is not recorded, oldest first."""
+        query = select(*_RECORD).where(jobs.c.state == JobState.SUBMITTING.value, jobs.c.ref.is_(None)).order_by(jobs.c.created_at)
+        with self._read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def spec(self, job_id: str) -> JobSpec:
+        """The spec as submitted."""
+        return self._document(job_id, "spec", JobSpec)
+
+    def plan(self, job_id: str) -> Plan:
+        """The plan as submitted."""
+        return self._document(job_id, "plan", Plan)
+
+    def sources(self, job_id: str) -> dict[str, tuple[int, int]]:
+        """{path: (bytes, time of change in ns)} of the data files when the job was submitted."""
+        return {path: (size, changed) for path, (size, changed) in self._column(job_id, "sources").items()}
+
+    def transitions(self, job_id: str) -> list[Transition]:
+        """The job's changes of state, oldest first."""
+        query = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.id)
+        with self._read() as connection:
+            return [Transition(row.at, JobState(row.state), row.raw_state, row.note) for row in connection.execute(query)]
+
+    def events(self, job_id: str) -> list[JobEvent]:
+        """The stored events, oldest first."""
+        query = select(events).where(events.c.job_id == job_id).order_by(events.c.at, events.c.id)
+        with self._read() as connection:
+            return [JobEvent(row.event_id, row.at, row.level, row.message, row.metrics) for row in connection.execute(query)]
+
+    # Inner parts
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with ledger_errors(self.name), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with ledger_errors(self.name), self._writer.begin() as connection:
+            yield connection
+
+    def _set(self, job_id: str, **values: Any) -> None:
+        with self._write() as connection:
+            self._locked_row(connection, job_id)
+            self._update(connection, job_id, **values)
+
+    def _update(self, connection: Connection, job_id: str, **values: Any) -> None:
+        plain = {name: value.value if isinstance(value, StrEnum) else value for name, value in values.items()}
+        connection.execute(update(jobs).where(jobs.c.id == job_id).values(**plain, updated_at=self.now()))
+
+    def _locked_row(self, connection: Connection, job_id: str) -> Row[Any]:
+        row = connection.execute(select(*_RECORD).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+        if row is None:
+            raise self._no_such(job_id)
+        return row
+
+    def _transition(self, connection: Connection, job_id: str, state: JobState, raw_state: str, note: str) -> None:
+        row = {"job_id": job_id, "at": self.now(), "state": state.value, "raw_state": raw_state, "note": note}
+        connection.execute(insert(transitions), row)
+
+    def _document(self, job_id: str, column: str, model: type[_Model]) -> _Model:
+        try:
+            return model.model_validate(self._column(job_id, column))
+        except ValidationError as error:
+            raise LedgerError(
+                f"the {column} of job {job_id} in {self.name} cannot be read by this version of tuneport",
+                fix="use the version that submitted it (tuneport jobs still shows the job)",
+            ) from error
+
+    def _column(self, job_id: str, column: str) -> Any:
+        with self._read() as connection:
+            row = connection.execute(select(jobs.c[column]).where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise self._no_such(job_id)
+        return row[0]
+
+    def _no_such(self, job_id: str) -> UsageError:
+        return UsageError(f"there is no job {job_id!r} in the ledger {self.name}", fix="list the jobs with: tuneport jobs")
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    values = dict(row._mapping)
+    return JobRecord(**{**values, "state": JobState(values["state"]), "step": Step(values["step"])})

@@ -1,0 +1,206 @@
+"""The folder of one local job: what is in it, and how it is read and written so that a crash never leaves half a file.
+
+    config.json      the resolved configuration (``TrainConfig``), written once
+    train.jsonl      {"messages": [...], "tools": [...]} per line; validation.jsonl likewise, when there are such rows
+    worker.lock      locked by the worker as long as it lives; the kernel frees it however the worker ends
+    worker.json      process id of the last worker, and which attempt it was
+    state.json       the last known state; events.jsonl the story, one line per event; worker.log the worker's output
+    checkpoints/     checkpoint-N, each with a file COMPLETE once it is whole
+    best/, adapter/  the adapter with the lowest validation loss so far; the finished adapter with its model card
+
+Needs POSIX (file locks, signals). Imports nothing heavy: the command line reads job folders too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tuneport.core.errors import ProviderError, UsageError
+
+COMPLETE = "COMPLETE"
+"""Marker inside a checkpoint folder; a checkpoint without it was cut off and is not used."""
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker last said of itself. Phases: starting, preparing, training, saving, cancelling, succeeded, failed, cancelled."""
+
+    phase: str
+    message: str = ""
+    step: int = 0
+    total_steps: int | None = None
+    seconds_left: float | None = None
+    attempt: int = 1
+    updated_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line of events.jsonl. ``number`` counts from 1 through all attempts."""
+
+    number: int
+    at: datetime
+    level: str
+    message: str
+    metrics: dict[str, float]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file in one step: readers see the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file in one step."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+
+
+class JobDir:
+    """A job's folder. Opening one reads nothing and creates nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log = path / "worker.log"
+        self.checkpoints = path / "checkpoints"
+        self.best = path / "best"
+        self.adapter = path / "adapter"
+        self.chat_template = path / "chat_template.jinja"
+        self._state = path / "state.json"
+        self._events = path / "events.jsonl"
+        self._worker = path / "worker.json"
+        self._lock = path / "worker.lock"
+
+    def rows(self, role: str) -> Path:
+        """Where the rows of this role (train or validation) stand."""
+        return self.path / f"{role}.jsonl"
+
+    # -- state and events ----------------------------------------------------------------------------------------------
+
+    def state(self) -> WorkerState | None:
+        """The last state that a worker wrote; None before the first. Raises ProviderError when the file is damaged."""
+        stored = _read_json(self._state)
+        if stored is None:
+            return None
+        known = {f.name for f in fields(WorkerState)}
+        return WorkerState(**{name: value for name, value in stored.items() if name in known})
+
+    def set_state(self, state: WorkerState) -> None:
+        """Store the state, stamped with the time."""
+        write_json(self._state, asdict(state) | {"updated_at": datetime.now(UTC).isoformat()})
+
+    def add_event(self, message: str, *, level: str = "info", metrics: dict[str, float] | None = None) -> None:
+        """Append one event in a single write. Only the worker that holds the lock may call this."""
+        line = {"at": datetime.now(UTC).isoformat(), "level": level, "message": message, "metrics": metrics or {}}
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
+        with self._events.open("ab", buffering=0) as file:
+            file.write(data)
+
+    def mend_events(self) -> None:
+        """Cut off a last line that a killed worker left unfinished, so that later lines stay readable."""
+        if not self._events.exists():
+            return
+        content = self._events.read_bytes()
+        if content and not content.endswith(b"\n"):
+            write_atomically(self._events, content[: content.rfind(b"\n") + 1].decode())
+
+    def events(self) -> Iterator[Event]:
+        """Every whole line of the story, oldest first."""
+        if not self._events.exists():
+            return
+        with self._events.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.endswith("\n"):
+                    stored = json.loads(line)
+                    at = datetime.fromisoformat(stored["at"])
+                    yield Event(number, at, stored["level"], stored["message"], stored["metrics"])
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------------
+
+    def last_checkpoint(self) -> tuple[int, Path] | None:
+        """(step, folder) of the latest whole checkpoint, or None."""
+        found = [
+            (int(match[1]), entry)
+            for entry in (self.checkpoints.iterdir() if self.checkpoints.is_dir() else ())
+            if (match := _CHECKPOINT.fullmatch(entry.name)) and (entry / COMPLETE).exists()
+        ]
+        return max(found, default=None)
+
+    def finished(self) -> bool:
+        """True when the finished adapter lies there, whole."""
+        return all((self.adapter / name).exists() for name in ADAPTER_FILES)
+
+    # -- the worker ----------------------------------------------------------------------------------------------------
+
+    def take_lock(self) -> int | None:
+        """Lock the job for one worker; the open file's descriptor, or None when a worker holds it.
+
+        The lock belongs to the open file, so a child that inherits the descriptor keeps it until it ends, even by kill -9.
+        """
+        fcntl = _fcntl()
+        descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return descriptor
+
+    def worker_alive(self) -> bool:
+        """Does a worker hold the lock? Changes nothing."""
+        if not self._lock.exists():
+            return False
+        fcntl = _fcntl()
+        descriptor = os.open(self._lock, os.O_RDONLY)
+        try:
+            # A shared lock, held for an instant: two readers never take each other for a worker.
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def set_worker(self, pid: int, attempt: int) -> None:
+        """Note which process works on the job."""
+        write_json(self._worker, {"pid": pid, "attempt": attempt, "started_at": time.time()})
+
+    def worker(self) -> tuple[int, int] | None:
+        """(process id, attempt) of the last worker; the process lives only while ``worker_alive``."""
+        stored = _read_json(self._worker)
+        return (stored["pid"], stored["attempt"]) if stored else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ProviderError(f"{path} cannot be read ({error})", fix="restore it, or submit the job anew") from error
+    if not isinstance(value, dict):
+        raise ProviderError(f"{path} does not hold a JSON object", fix="restore it, or submit the job anew")
+    return value
+
+
+def _fcntl() -> Any:
+    try:
+        import fcntl  # noqa: PLC0415 - absent on Windows, where planning still works
+    except ImportError as error:
+        raise UsageError("local training needs POSIX file locks, which this system lacks", fix="run it on Linux, macOS or WSL") from error
+    return fcntl

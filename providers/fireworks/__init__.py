@@ -1,0 +1,1 @@
+"""Fireworks AI: ``compile`` plans, ``records`` converts rows."""

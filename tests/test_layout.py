@@ -1,0 +1,90 @@
+"""What a user installs: everything under ``tuneport.``, and nothing heavy until it is needed."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RANK = {"core": 0, "local_backend": 1, "providers": 1, "advisor": 2, "cli": 3}
+PACKAGES = ("core", "providers", "advisor", "local_backend")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_everything_under_tuneport_only(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.partition("/")[0] for name in names}
+    assert {t for t in tops if not t.endswith(".dist-info")} == {"tuneport"}
+    assert "tuneport/py.typed" in names
+    sources = [f for p in PACKAGES for f in (ROOT / p).rglob("*") if f.is_file() and "__pycache__" not in f.parts]
+    missing = [str(f) for f in sources if f"tuneport/{f.relative_to(ROOT)}" not in names]
+    assert not missing, f"not in the wheel: {missing}"
+
+
+def test_top_level_is_the_agreed_one() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    tops = {name.partition("/")[0] for name in listed}
+    agreed = {"pyproject.toml", "README.md", "providers", "core", "advisor", "local_backend", "tests", "cli.py"}
+    tooling = {
+        "Makefile", "constraints.txt", ".ci", ".dev", ".gitignore", "docs", "examples", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE",
+        "__init__.py", "py.typed",
+    }
+    assert tops <= agreed | tooling
+    assert agreed <= tops
+
+
+def test_imports_run_downwards() -> None:
+    upward = []
+    for path in [ROOT / "cli.py", *(f for p in PACKAGES for f in (ROOT / p).rglob("*.py"))]:
+        own = RANK[path.relative_to(ROOT).parts[0].removesuffix(".py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                modules = [node.module]
+            elif isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            else:
+                continue
+            for module in modules:
+                parts = (module or "").split(".")
+                if parts[0] == "tuneport" and len(parts) > 1 and RANK.get(parts[1], 0) > own:
+                    upward.append(f"{path.relative_to(ROOT)} imports {module}")
+    assert not upward
+
+
+HEAVY = ("torch", "transformers", "trl", "peft", "openai", "boto3", "together", "fireworks", "altair", "pyarrow")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["providers"], ["models"], ["prices"], ["plan", str(ROOT / "examples/tickets/spec.yaml"), "--provider", "all", "--json"]],
+    ids=lambda c: c[0],
+)
+def test_planning_imports_no_sdk_and_no_training_stack(command: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from tuneport.cli import main\n"
+        f"sys.argv = ['tuneport', *{command!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        f"loaded = [m for m in {HEAVY!r} if m in sys.modules]\n"
+        "assert not loaded, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=_environment(), check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT / ".dev")}
