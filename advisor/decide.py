@@ -6,19 +6,20 @@ Fine-tuning is only ever decided when a paired interval of the gain lies above z
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
+from tuneport.advisor.advice import Option, changes_of, kill_criteria_of, next_steps_of, options_of, sentence_of
 from tuneport.advisor.economics import economic_months
 from tuneport.advisor.intake import CHANGE_MONTHS, Intake
 from tuneport.advisor.measurement import Arm, Comparison, Estimate, Measurement
 from tuneport.advisor.offers import Offer
 from tuneport.advisor.rules import Fact, TraceLine, Verdict, apply, load_rules, verdict_of
 from tuneport.core.catalogue import Catalogue, Offering
-
-from pydantic import BaseModel, ConfigDict  # isort: skip
 
 VALIDITY_METRICS = ("schema_valid", "json_valid")
 """Names under which a measurement may report the share of answers in the required format."""
@@ -28,15 +29,6 @@ Confidence = Literal["high", "medium", "low"]
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class Option(_Frozen):
-    """One way forward, and what speaks for or against it."""
-
-    name: str
-    standing: Literal["recommended", "possible", "ruled out", "not assessed"]
-    because: str
-    cost: str
 
 
 class Decision(_Frozen):
@@ -212,15 +204,15 @@ def decide(
     return Decision(
         verdict=row.verdict,
         offer=offer.id if offer else None,
-        sentence=_sentence(row.verdict, cause, facts, offer),
+        sentence=sentence_of(row.verdict, cause, facts, offer),
         because=" ".join(lines[rule].says for rule in row.all) or "The measurement does not settle the question.",
         confidence=confidence,
         trace=trace,
         doubts=doubts,
-        options=_options(row.verdict, lines, facts, offers),
-        next_steps=_next_steps(row.verdict, facts, offer, intake),
-        kill_criteria=_kill_criteria(row.verdict, facts, offer, intake),
-        would_change=(*_would_change(row.verdict, facts), *switching),
+        options=options_of(row.verdict, lines, facts, choose_offer(offers)),
+        next_steps=next_steps_of(row.verdict, facts, offer, intake),
+        kill_criteria=kill_criteria_of(row.verdict, facts, offer, intake),
+        would_change=(*changes_of(row.verdict, facts), *switching),
     )
 
 
@@ -243,197 +235,3 @@ def _p_text(comparison: Comparison | None) -> str:
         return "no exact test for this metric"
     p = comparison.p_value
     return f"exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
-
-
-def _percent(value: Fact) -> str:
-    return f"{100 * value:.0f} %" if isinstance(value, int | float) else "an unknown share"
-
-
-def _points(value: Fact) -> str:
-    return f"{100 * value:.0f}" if isinstance(value, int | float) else "an unknown number of"
-
-
-def _money(offer: Offer) -> str:
-    cost = offer.training_usd
-    if cost is None:
-        return "at an unknown price"
-    top = f"{cost.high:,.0f}" if cost.high >= 10 else f"{cost.high:,.2f}"
-    return f"for at most ${top} a run" if cost.high > 0 else "at no charge"
-
-
-def _sentence(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: Offer | None) -> str:
-    """The decision in one sentence."""
-    arm, bar, metric = facts["baseline_arm"], _percent(facts["bar"]), str(facts["metric"]).replace("_", " ")
-    base = _percent(facts["baseline_value"])
-    where = "the cheapest open offer"
-    if offer:
-        where = f"{offer.model} on your own machine" if offer.provider == "local" else f"{offer.model} at {offer.provider} ({offer.serving})"
-    gain = f"{_points(facts['gain_value'])} points ({_points(facts['gain_low'])} to {_points(facts['gain_high'])})"
-    written: dict[tuple[str, str], str] = {
-        ("retrieval", "knowledge-gap"): "Build retrieval, not a tuned model: what is missing are facts.",
-        ("retrieval", "facts-change-monthly"): f"Build retrieval: the answers need facts that change {facts['change']}.",
-        ("measure", "nothing-measured"): "Measure the prompted baseline first: without it nobody knows whether there is anything to gain.",
-        ("measure", "metric-missing"): f"Measure {metric} first: the decision rests on it and no arm has it.",
-        ("measure", "gain-unpaired"): "Compare the tuned model with the best prompt on the same rows before deciding.",
-        ("measure", "incumbent-not-measured"): f"Measure today's model ({facts['incumbent']}) on the same rows before deciding: "
-        f"the tuned model beats another model's prompt by {gain}, which says nothing of the one in use.",
-        ("better_prompt", "baseline-meets-bar"): f"Do not fine-tune: switch to the prompt {arm!r}, which already reaches {base} "
-        f"{metric} against a bar of {bar}.",
-        ("better_prompt", "facts-change-monthly"): f"Do not fine-tune: requirements change {facts['change']}, so work on the prompt.",
-        ("better_prompt", "too-few-rows"): f"Do not fine-tune yet: {facts['training_rows']} training rows are too few; improve the prompt "
-        "and collect data.",
-        ("better_prompt", "gain-not-shown"): f"Do not fine-tune: no gain over the prompt {arm!r} is shown ({gain}).",
-        ("do_nothing", "baseline-meets-bar"): f"Do not fine-tune: the prompt {arm!r} already reaches {base} {metric} against a bar of {bar}.",
-        ("do_nothing", "no-open-offer"): "Do nothing for now: the data may not leave, and no offer keeps it inside.",
-        ("do_nothing", "dies-before-payback"): f"Do not fine-tune at {facts['offer']}: the base model ends on {facts['inference_ends']}, "
-        "before the money is earned back.",
-        ("do_nothing", "quality-priced"): f"Do not fine-tune: the model gains {gain}, but that costs more than the wrong answers do.",
-        ("pilot", "tuned-not-measured"): f"Run one pilot: tune {where} {_money(offer) if offer else 'once its price is known'} and measure it; "
-        f"the best prompt reaches {base} {metric}, short of the bar of {bar}.",
-        ("pilot", "tuned-misses-bar"): f"Do not ship the tuned model: it gains {gain} but reaches only {_percent(facts['tuned_value'])} "
-        f"{metric} against a bar of {bar}; run another pilot with more data or a larger base model.",
-        ("find_offer", "no-measured-offer"): "Find a place to run it first: the tuned model is good enough, but no open offer with a known "
-        "price serves it.",
-        ("fine_tune", "gain-shown"): f"Fine-tune {where}: {metric} rises by {gain} over the best prompt, to "
-        f"{_percent(facts['tuned_value'])} against a bar of {bar}.",
-    }  # fmt: skip
-    sentence = written.get((verdict, cause), "Measure more before deciding: what is known does not settle the question.")
-    if verdict == "fine_tune" and facts["gap"] == "both":
-        sentence = sentence.removesuffix(".") + ", together with retrieval for the facts."
-    return sentence
-
-
-def _options(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[str, Fact], offers: Sequence[Offer]) -> tuple[Option, ...]:
-    """Every option of the report, including the ones that nobody asked for."""
-
-    def fired(*rules: str) -> str:
-        return " ".join(f"{lines[r].says.rstrip('.')}: {lines[r].evidence}." for r in rules if lines[r].fired)
-
-    known = facts["baseline_value"] is not None
-    against = fired(
-        "knowledge-gap", "baseline-meets-bar", "gain-not-shown", "tuned-misses-bar", "facts-change-monthly", "too-few-rows",
-        "tuned-not-measured", "no-open-offer", "no-measured-offer", "dies-before-payback",
-    )  # fmt: skip
-    tune_standing: Literal["recommended", "possible", "ruled out"] = "ruled out"
-    if verdict == "fine_tune":
-        tune_standing = "recommended"
-    elif verdict in ("pilot", "measure", "find_offer"):
-        tune_standing = "possible"
-    chosen = choose_offer(offers)
-    money = chosen.economics if chosen else None
-    paid = f"One-time about ${money.one_time.p50:,.0f}" if money and money.one_time.p50 is not None else "Unknown: no offer with known prices"
-    nothing = f"Today's quality: {facts['current_arm'] or facts['baseline_arm']}, " if known else "Quality not measured. "
-    if known:
-        nothing += f"{_percent(facts['current_value'] if facts['current_value'] is not None else facts['baseline_value'])}. "
-    if known and not lines["baseline-meets-bar"].fired:
-        nothing += f"That misses the bar of {_percent(facts['bar'])}. "
-    ends = f"Not open for long: {lines['incumbent-ends'].evidence}. " if lines["incumbent-ends"].fired else ""
-    misses = known and verdict == "fine_tune"
-    facts_needed = bool(facts["needs_facts"])
-    return (
-        Option(
-            name="Do nothing",
-            standing="recommended" if verdict == "do_nothing" else "ruled out" if ends or misses else "possible",
-            because=(ends + nothing).strip(),
-            cost="What it costs today",
-        ),
-        Option(
-            name="Better prompt",
-            standing="recommended" if verdict == "better_prompt" else "possible" if known else "not assessed",
-            because=f"Best prompt measured: {facts['baseline_arm']}, {_percent(facts['baseline_value'])} against a bar of {_percent(facts['bar'])}."
-            if known
-            else "No prompt was measured.",
-            cost="Hours of work; a longer prompt costs more per call",
-        ),
-        Option(
-            name="Retrieval",
-            standing="recommended" if verdict == "retrieval" else "possible" if facts_needed else "ruled out",
-            because="Answers need fresh or private facts (all sources)." if facts_needed else "Answers need no facts from outside the request.",
-            cost="Days to weeks to build, 20 to 200 ms per call (S2); not priced here",
-        ),
-        Option(
-            name="Routing, or a smaller prompted model",
-            standing="not assessed",
-            because=f"Models measured with a prompt: {facts['measured_models']}. Measure a smaller one as one more arm to assess this.",
-            cost="Not priced: no such arm was named",
-        ),
-        Option(
-            name="Fine-tune",
-            standing=tune_standing,
-            because=fired("gain-shown", "tuned-meets-bar", "saves-money", "loses-money") if verdict == "fine_tune" else against or "See the trace.",
-            cost=paid,
-        ),
-    )
-
-
-def _next_steps(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake) -> tuple[str, ...]:
-    bar, metric = _percent(intake.quality.bar), intake.quality.metric.replace("_", " ")
-    steps: dict[Verdict, tuple[str, ...]] = {
-        "do_nothing": ("Keep the measurement as a regression gate and repeat it when prompt, data or prices change.",),
-        "better_prompt": (
-            "Write the better prompt, measure it as one more arm on the same rows, and put it into use when it wins.",
-            "Keep logging answers that miss: they are the training rows of a later attempt.",
-        ),
-        "retrieval": ("Build a retrieval prototype and measure it as one more arm (a column with the context) on the same rows.",),
-        "measure": ("Run `tuneport baseline` on held-out rows, with today's model among the arms, then `tuneport advise` again.",),
-        "pilot": (
-            f"Tune once at {offer.id}." if offer else "Find one open offer with a known price.",
-            f"Measure the tuned model on the sealed test rows: it must reach {bar} {metric}, and the interval of its gain must lie above zero.",
-            "Stop if it does not; decide again if it does.",
-        ),
-        "find_offer": ("Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",),
-        "fine_tune": (
-            f"Train at {offer.id} with the price limit in the spec (budget.max_usd)." if offer else "Choose an offer.",
-            "Run it in the shadow of today's model for two weeks and compare on live requests (S0, S4).",
-            "Switch over behind a gate: `tuneport evaluate --gate` must pass on every new version.",
-        ),
-    }
-    more = []
-    if facts["incumbent_ends_inside"]:
-        more.append(f"Plan the move away from {facts['incumbent']} before {facts['incumbent_ends']}, whatever is decided here.")
-    detectable = facts["detectable"]
-    if isinstance(detectable, float) and detectable > 0.1:
-        more.append(f"Add test rows: the suite detects only about {_points(detectable)} points.")
-    return (*steps[verdict], *more)
-
-
-def _kill_criteria(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake) -> tuple[str, ...]:
-    bar, metric = _percent(intake.quality.bar), intake.quality.metric.replace("_", " ")
-    if verdict == "pilot":
-        return (
-            f"Stop when the pilot's {metric} is below {bar}, or the interval of its gain over {facts['baseline_arm']} includes zero.",
-            f"Stop after {intake.runs.planned} runs, whatever the last one promises.",
-        )
-    if verdict == "fine_tune":
-        criteria = [
-            f"Back to the prompt when {metric} on 200 fresh, labelled rows falls below {bar}.",
-            "Back to the prompt when the base suite loses more than 5 % (S4).",
-        ]
-        money = offer.economics if offer else None
-        if money and money.break_even_volume.p50:
-            criteria.append(f"Review when volume stays under {money.break_even_volume.p50:,.0f} requests a month for two months.")
-        if offer and offer.inference_ends:
-            criteria.append(f"Move before {offer.inference_ends}, when the base model ends; review at once when the date moves forward.")
-        else:
-            criteria.append("Review at once when the provider announces an end of the base model.")
-        return tuple(criteria)
-    return (f"Reopen the question when {metric} in use falls below {bar} on 200 fresh, labelled rows.",)
-
-
-def _would_change(verdict: Verdict, facts: Mapping[str, Fact]) -> tuple[str, ...]:
-    found: list[str] = []
-    high, gain_high = facts["baseline_high"], facts["gain_high"]
-    if facts["baseline_value"] is not None and verdict in ("do_nothing", "better_prompt"):
-        found.append(f"A bar above {_percent(facts['baseline_value'])} (beyond doubt above {_percent(high)}).")
-    if verdict == "better_prompt" and isinstance(gain_high, float) and gain_high > 0:
-        found.append(f"More test rows: a gain of up to {_points(gain_high)} points is not excluded.")
-    if verdict == "fine_tune":
-        found.append(f"A prompt that reaches {_percent(facts['bar'])} on the same rows.")
-        found.append("A repeat on fresh rows in which the interval of the gain includes zero.")
-    if verdict in ("pilot", "measure", "find_offer"):
-        found.append("The result of the next step above.")
-    if facts["data_may_leave"] is False:
-        found.append("Permission for the data to leave: the managed vendors would then be open.")
-    if facts["training_rows"] is not None and verdict == "better_prompt":
-        found.append("More curated training rows: 500 or better 1,000 (S0, S1, S4).")
-    return tuple(found)

@@ -16,14 +16,13 @@ from pydantic import BaseModel, ConfigDict
 from tuneport.advisor.economics import economic_months
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
-from tuneport.advisor.simulation import OfferTerms, Terms
+from tuneport.advisor.simulation import FREE, OfferTerms, Terms
 from tuneport.core.catalogue import Catalogue, Lifetime, Offering, closed
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.prices import Price, PriceBook
 from tuneport.core.sources import staleness
 
-FREE = Range(low=0, high=0)
 GPU_MEMORY_GB = 80
 """Of an H100 or A100-80, the GPUs that dedicated hosting is priced for here."""
 SERVING_OVERHEAD = 1.2
@@ -31,7 +30,18 @@ SERVING_OVERHEAD = 1.2
 HOSTING_GPUS = ("H100", "H200", "A100")
 """GPUs to look up for dedicated hosting, in this order."""
 
-GRADE_SPREAD: dict[str, float] = {"P": 0.0, "R": 0.0, "SDK": 0.0, "SPEC": 0.0, "DOC": 0.0, "REPO": 0.0, "USER": 0.0, "M": 0.1, "S": 0.25, "3P": 0.25}
+GRADE_SPREAD: dict[str, float] = {
+    "P": 0.0,
+    "R": 0.0,
+    "SDK": 0.0,
+    "SPEC": 0.0,
+    "DOC": 0.0,
+    "REPO": 0.0,
+    "USER": 0.0,
+    "M": 0.1,
+    "S": 0.25,
+    "3P": 0.25,
+}
 """How far a price of each grade may lie from the truth, either way; 25 % where the grade is weaker still. Our judgement."""
 WEAKEST_SPREAD = 0.25
 
@@ -143,9 +153,20 @@ class Desk:
         return next((o for o in self.catalogue.models() if o.provider == provider and o.model == name), None) if name else None
 
     def price(
-        self, side: _Side, item: str, provider: str, kind: str, offering: Offering | None, model: str,
-        *, variants: Sequence[str] = ("",), method: str | None = None, tuning: str | None = None, gpu: str | None = None, tuned: bool = False,
-    ) -> Price | None:  # fmt: skip
+        self,
+        side: _Side,
+        item: str,
+        provider: str,
+        kind: str,
+        offering: Offering | None,
+        model: str,
+        *,
+        variants: Sequence[str] = ("",),
+        method: str | None = None,
+        tuning: str | None = None,
+        gpu: str | None = None,
+        tuned: bool = False,
+    ) -> Price | None:
         """Find a price, under the first of the terms that the book lists, and note it.
 
         A missing one is noted only by the caller, who knows whether it matters.
@@ -173,7 +194,9 @@ class Desk:
         side.notes.append(PriceNote(item=item, usd=None, unit=unit, source=why))
         side.unknown.append(f"{item}: {why}")
 
-    def tokens(self, provider: str, model: str, *, tuned: bool, mode: str = "", method: str | None = None, tuning: str | None = None) -> _Side:
+    def tokens(
+        self, provider: str, model: str, *, tuned: bool, mode: str = "", method: str | None = None, tuning: str | None = None
+    ) -> _Side:
         """A side that is billed per token; ``mode`` names the serving mode, under which the book may list other terms."""
         side = _Side([], [], [])
         offering = self.offering_of(provider, model)
@@ -219,7 +242,9 @@ class Desk:
         if hosting.usd_per_hour is None:
             self.missing(side, "own machine", "per hour", "self_hosting.usd_per_hour is not set in the decision file")
             return side
-        side.notes.append(PriceNote(item="own machine", usd=hosting.usd_per_hour, unit="per hour", source="stated in the decision file", grade="USER"))
+        side.notes.append(
+            PriceNote(item="own machine", usd=hosting.usd_per_hour, unit="per hour", source="stated in the decision file", grade="USER")
+        )
         rate = hosting.requests_per_hour
         if rate is None and arm is not None and (seconds := mean_seconds(arm)):
             rate = Range(low=3600 / seconds, high=3600 / seconds)
@@ -272,15 +297,15 @@ def build_offers(
     """
     desk = Desk(intake, catalogue, prices, today)
     incumbent = intake.incumbent
-    if incumbent.provider == "local":
-        now = desk.own(_local(baseline))
-    else:
-        now = desk.tokens(incumbent.provider, incumbent.model, tuned=False)
+    on_own = incumbent.provider == "local"
+    now = desk.own(_local(baseline)) if on_own else desk.tokens(incumbent.provider, incumbent.model, tuned=False)
     base = base_model(tuned, plans, tuned_from) if tuned else None
     candidates: list[Candidate] = []
     for plan in plans:
         offering = desk.offering_of(plan.provider, plan.vendor_model) or desk.offering_of(plan.provider, plan.model)
-        modes: Iterable[str] = offering.serving if offering and offering.serving else ("local",) if plan.provider == "local" else ("unknown",)
+        modes: Iterable[str] = (
+            offering.serving if offering and offering.serving else ("local",) if plan.provider == "local" else ("unknown",)
+        )
         candidates += [_candidate(desk, plan, offering, mode, now, baseline, tuned, base) for mode in modes]
     notes = [note.model_copy(update={"item": f"{note.item} today ({incumbent.provider} {incumbent.model})"}) for note in now.notes]
     return candidates, notes
@@ -314,7 +339,9 @@ def _candidate(
     refused = _closed(desk, plan, offering)
     against = [*refused, *unknown]
     if life.inference_ends and months < desk.intake.horizon_months:
-        against.append(f"the base model and everything tuned from it end on {life.inference_ends}, {months * 365.25 / 12:.0f} days from now")
+        against.append(
+            f"the base model and everything tuned from it end on {life.inference_ends}, {months * 365.25 / 12:.0f} days from now"
+        )
     if life.eligibility:
         against.append(life.eligibility)
     identity = f"{plan.provider} · {plan.model} · {method} {tuning} · {mode}"

@@ -106,7 +106,7 @@ def verdict_of(book: RuleBook, trace: Sequence[TraceLine]) -> VerdictRow:
 class _Words(string.Formatter):
     """Format specs of the rules: ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``n`` a count."""
 
-    def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002 - the base class sets the arguments
         return kwargs[str(key)]
 
     def format_field(self, value: Any, format_spec: str) -> str:

@@ -72,6 +72,7 @@ LABELS: Mapping[str, str] = {
 }
 """Every uncertain input of the model, in the words of the report."""
 
+FREE = Range(low=0, high=0)
 Drivers = dict[str, FloatArray]
 
 
@@ -82,7 +83,7 @@ class Terms:
     input: Range
     cached: Range
     output: Range
-    hour: Range = Range(low=0, high=0)
+    hour: Range = FREE
     requests_per_hour: Range | None = None  # of one machine; None: unknown, one machine is taken to do
     always_on: bool = True
 
@@ -236,9 +237,7 @@ def evaluate(drivers: Drivers, offer: OfferTerms, annual_rate: float) -> Outcome
         one_time=one_time,
         fixed=fixed,
         saving_per_month=monthly,
-        break_even=break_even_volume(
-            one_time=one_time, fixed=fixed, retraining=retraining, horizon=max(offer.months, 1e-9), saving=saving
-        ),
+        break_even=break_even_volume(one_time=one_time, fixed=fixed, retraining=retraining, horizon=max(offer.months, 1e-9), saving=saving),
         payback=payback_months(one_time=one_time, saving_per_month=monthly),
         npv=npv,
     )

@@ -158,7 +158,7 @@ class Submission:
         try:
             files = retrying(lambda: self._provider.upload(self._plan, rows, record.key), sleep=self._sleep)
         except TuneportError as error:
-            if True:
+            if _proves_nothing_made(error):
                 self._ledger.ended_unmade(self._id, JobState.FAILED, f"not created: {error}")
             else:
                 self._ledger.note(self._id, f"upload failed: {error}")
@@ -173,7 +173,7 @@ class Submission:
             if verdict(error).kind == "rate_limit":
                 self._ledger.not_created(self._id, f"not created yet: {error}")
                 raise
-            if True:
+            if _proves_nothing_made(error):
                 self._ledger.ended_unmade(self._id, JobState.FAILED, f"not created: {error}")
                 raise
             self._after_lost_reply(error)

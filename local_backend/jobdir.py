@@ -28,6 +28,7 @@ from tuneport.core.errors import ProviderError, UsageError
 COMPLETE = "COMPLETE"
 """Marker inside a checkpoint folder; a checkpoint without it was cut off and is not used."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_LOCK_TRIES, _LOCK_PAUSE = 10, 0.02
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -154,12 +155,15 @@ class JobDir:
         """
         fcntl = _fcntl()
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return None
-        return descriptor
+        for _ in range(_LOCK_TRIES):  # a reader in ``worker_alive`` holds the lock for an instant
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(_LOCK_PAUSE)
+            else:
+                return descriptor
+        os.close(descriptor)
+        return None
 
     def worker_alive(self) -> bool:
         """Does a worker hold the lock? Changes nothing."""

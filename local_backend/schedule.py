@@ -57,12 +57,10 @@ def spread(total: int, count: int) -> frozenset[int]:
     return frozenset(max(1, round(total * i / count)) for i in range(1, count + 1)) if count else frozenset()
 
 
-def rate_factor(
-    step: int, *, total: int, warmup: int, shape: str, cycles: float = 0.5, floor: float = 0.0
-) -> float:
+def rate_factor(step: int, *, total: int, warmup: int, shape: str, cycles: float = 0.5, floor: float = 0.0) -> float:
     """The learning rate at a step as a share of its peak. ``cycles``: cosine waves, 0.5 is one fall; ``floor``: the lowest share."""
     if step < warmup:
-        return step / max(1, warmup)
+        return (step + 1) / warmup  # never 0, which would waste the first step
     if shape == "constant":
         return 1.0
     done = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -206,7 +206,10 @@ def make_spec(folder: Path, **fields: Any) -> JobSpec:
     return JobSpec(model="tiny", method="cpt", data=Data(train=str(train)), **fields)
 
 
-def make_plan(spec: JobSpec, usd: Range | None = Range(low=1, high=2)) -> Plan:
+PRICE = Range(low=1, high=2)
+
+
+def make_plan(spec: JobSpec, usd: Range | None = PRICE) -> Plan:
     """A plan at the fake provider that costs ``usd`` (None: unknown)."""
     return Plan(
         provider="fake",

@@ -339,7 +339,7 @@ def test_a_ledger_that_fails_after_create_says_that_the_job_exists(bench: Bench,
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.ledger, "observe", full)
-        with pytest.raises(LedgerError, match="has made job .* as ft-0") as caught:
+        with pytest.raises(LedgerError, match=r"has made job .* as ft-0") as caught:
             bench.submit()
         assert "tuneport reconcile" in caught.value.fix
     assert [r.outcome for r in bench.engine.reconcile()] == ["adopted"]

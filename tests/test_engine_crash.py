@@ -178,7 +178,8 @@ def test_ctrl_c_during_a_submission_loses_nothing(tmp_path: Path) -> None:
 
 
 SEQUENCES = int(os.environ.get("TUNEPORT_FAULT_SEQUENCES", "60"))
-FAULTS = st.sampled_from(["ok", "ok", "ok", "reset_before", "reset_after", "rate_limit", "refuse", "credentials", "die_before", "die_after"])
+LOST = ["reset_before", "reset_after", "die_before", "die_after", "rate_limit"]
+FAULTS = st.sampled_from(["ok", "ok", "ok", *LOST, "refuse", "credentials"])
 ACTIONS = st.sampled_from(["submit", "reconcile", "resume", "watch", "refresh", "cancel"])
 
 
@@ -224,7 +225,7 @@ class DyingProvider(FakeProvider):
 @given(
     faults=st.fixed_dictionaries(
         {call: st.lists(FAULTS, max_size=3) for call in ("upload", "find", "poll", "cancel")}
-        | {"create": st.lists(st.sampled_from(["reset_before", "reset_after", "die_before", "die_after", "rate_limit"]) | FAULTS, max_size=3)}
+        | {"create": st.lists(st.sampled_from(LOST) | FAULTS, max_size=3)}
     ),
     actions=st.lists(ACTIONS, min_size=1, max_size=6),
     lag=st.integers(0, 3),

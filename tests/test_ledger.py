@@ -183,9 +183,12 @@ def test_a_full_disk_keeps_what_was_recorded(tmp_path: Path, ledger: Ledger) -> 
     def _no_room(connection: sqlite3.Connection, _record: object) -> None:
         connection.execute("PRAGMA max_page_count=1")  # SQLite then behaves as on a full disk
 
-    with pytest.raises(LedgerError, match="is full") as caught:
+    def fill() -> None:
         for number in range(100):
             add(ledger, tmp_path, f"j-{number:06}")
+
+    with pytest.raises(LedgerError, match="is full") as caught:
+        fill()
     assert "free some space" in caught.value.fix
     assert ledger.get(job_id).state is JobState.SUBMITTING
 
@@ -300,6 +303,6 @@ def test_rows_of_unknown_jobs_are_refused_by_the_database(ledger: Ledger) -> Non
         ledger.add_events("j-none", [JobEvent("1", NOW, "info", "x")])
     with pytest.raises(UsageError):
         ledger.note("j-none", "x")
+    row = {"job_id": "no", "event_id": "1", "at": NOW, "level": "", "message": "", "metrics": {}}
     with pytest.raises(Exception, match="FOREIGN KEY"), ledger.engine.begin() as connection:
-        row = {"job_id": "no", "event_id": "1", "at": NOW, "level": "", "message": "", "metrics": {}}
         connection.execute(insert(metadata.tables["events"]), row)

@@ -44,20 +44,26 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
         ("Horizon", f"{intake.horizon_months} months"),
     ]
     found = [Assumption(what=what, value=value, source=STATED, grade="USER") for what, value in stated]
-    prices = [*todays, *(n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in (offer.prices if offer else ()))]
+    offered = [n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in offer.prices] if offer else []
     found += [
         Assumption(
-            what=p.item[:1].upper() + p.item[1:], value=f"{usd_range(p.usd)} {p.unit}".strip(), source=p.source + (f"; {p.note}" if p.note else ""),
-            observed_on=p.observed_on, grade=p.grade, stale=p.stale,
+            what=p.item[:1].upper() + p.item[1:],
+            value=f"{usd_range(p.usd)} {p.unit}".strip(),
+            source=p.source + (f"; {p.note}" if p.note else ""),
+            observed_on=p.observed_on,
+            grade=p.grade,
+            stale=p.stale,
         )
-        for p in prices
-    ]  # fmt: skip
+        for p in (*todays, *offered)
+    ]
     if offer:
         found.append(Assumption(what="One training run", value=usd_range(offer.training_usd), source=offer.training_basis, grade="R"))
         found += [Assumption(what="Note on the offer", value=note, source="derived by tuneport", grade="R") for note in offer.notes]
     if intake.costs.migration_usd is None:
         found.append(
-            Assumption(what="Cost of moving at the model's end", value="engineering plus evaluation again", source="tuneport's default", grade="R")
+            Assumption(
+                what="Cost of moving at the model's end", value="engineering plus evaluation again", source="tuneport's default", grade="R"
+            )
         )
     if incumbent is not None and incumbent.lifetime.inference_ends:
         found.append(
@@ -79,7 +85,9 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
     return tuple(found)
 
 
-def risks_of(intake: Intake, offer: Offer | None, incumbent: Offering | None, measurement: Measurement | None, today: date) -> tuple[Risk, ...]:
+def risks_of(
+    intake: Intake, offer: Offer | None, incumbent: Offering | None, measurement: Measurement | None, today: date
+) -> tuple[Risk, ...]:
     """What may go wrong whatever the averages say, and the answer to it."""
     risks: list[Risk] = []
     if incumbent is not None and (ends := incumbent.lifetime.inference_ends):

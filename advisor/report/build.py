@@ -53,7 +53,7 @@ SWITCHES = ("volume", "cache_hit", "accepted", "accepted_tuned", "rejected_usd",
 SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned"})
 
 
-def advise(
+def build_report(
     intake: Intake,
     measurement: Measurement | None,
     plans: Sequence[Plan],
@@ -110,9 +110,6 @@ def advise(
     )
 
 
-build_report = advise
-
-
 class _Simulation:
     """The draws of one report, shared by its offers."""
 
@@ -128,8 +125,8 @@ class _Simulation:
         offer, terms = candidate.offer, candidate.terms
         if terms is None or terms.months <= 0:
             return offer
-        today, tuned = self.scores
-        scores = None if today is None else (today, tuned if offer.quality != "not measured" else None)
+        before, after = self.scores
+        scores = None if before is None else (before, after if offer.quality != "not measured" else None)
         counted = scores is not None and self.intake.quality.rejected_answer_usd is not None
         drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores)
         result = evaluate(drivers, terms, self.intake.discount_rate)
@@ -185,8 +182,8 @@ class _Simulation:
                 continue
             middle, at = switching_value(drivers, terms, rate, name)
             switches.append(_switch(name, middle, at))
-        middle = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, rate).npv
-        return Sensitivity(offer=offer.id, middle_npv=float(middle[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
+        base = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, rate).npv
+        return Sensitivity(offer=offer.id, middle_npv=float(base[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 
 
 def _switch(name: str, middle: float, at: float | None) -> Switch:

@@ -7,6 +7,8 @@ and written again; colours are fixed here and recoloured for dark screens by the
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from textwrap import wrap
 from typing import Any
 from xml.etree import ElementTree
 
@@ -26,6 +28,19 @@ WIDE, NARROW = 860, 340
 FURNITURE = 66
 """Height in pixels of axis, legend and padding, beside the plot itself."""
 
+_LABELS: dict[str, Any] = {"title": None, "labelFontSize": 13, "ticks": False, "domain": False, "grid": False}
+_PADDING = {"left": 6, "right": 8, "top": 8, "bottom": 2}
+_CONFIG: dict[str, Any] = {
+    "font": "Arial",
+    "legend": {"labelColor": INK},
+    "view": {"stroke": None},
+    "axisY": {"labelColor": INK},
+    "axis": {
+        "labelColor": MUTED, "titleColor": MUTED, "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "labelFontSize": 12,
+        "titleFontSize": 12, "titleFontWeight": "normal", "labelPadding": 6,
+    },
+}  # fmt: skip
+
 _SVG = "http://www.w3.org/2000/svg"
 _ALLOWED = frozenset({"svg", "g", "path", "text", "tspan", "rect", "line", "defs", "clipPath", "title", "desc", "circle"})
 _KEPT_REFERENCE = re.compile(r"url\(#([^)]+)\)")
@@ -41,21 +56,24 @@ def accuracy_chart(evidence: Evidence) -> Markup:
         for name, a in zip(names, arms, strict=True)
         for e in [a.metrics[evidence.metric]]
     ]
-    data = alt.Data(values=rows)
-    x = alt.X("value:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%", tickCount=5, title=None))
-    y = alt.Y("arm:N", sort=names, axis=alt.Axis(title=None, labelLimit=300, labelFontSize=13, ticks=False, domain=False, grid=False))
-    colour = alt.Color("kind:N", scale=alt.Scale(domain=["prompted", "tuned"], range=[TODAY, TUNED]), legend=None)
-    spans = alt.Chart(data).mark_rule(strokeWidth=3, strokeCap="round", opacity=0.55).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=colour)
-    dots = alt.Chart(data).mark_circle(size=130, opacity=1).encode(x=x, y=y, color=colour)
-    labels = alt.Chart(data).mark_text(dy=-15, fontSize=13, fontWeight="bold").encode(x=x, y=y, text="label:N", color=colour)
-    bar = alt.Data(values=[{"bar": evidence.bar, "label": f"bar {percent(evidence.bar, 0)}"}])
-    rule = alt.Chart(bar).mark_rule(color=LIMIT, strokeDash=[5, 4], strokeWidth=1.6).encode(x="bar:Q")
-    note = alt.Chart(bar).mark_text(color=LIMIT, align="center", dy=-8, fontSize=12).encode(x="bar:Q", y=alt.value(0), text="label:N")
-    chart = alt.layer(rule, note, spans, dots, labels)
+
+    def draw(narrow: bool) -> Any:
+        data = alt.Data(values=rows)
+        x = alt.X("value:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%", tickCount=5, title=None))
+        y = alt.Y("arm:N", sort=names, axis=alt.Axis(**_LABELS, labelLimit=150 if narrow else 300))
+        colour = alt.Color("kind:N", scale=alt.Scale(domain=["prompted", "tuned"], range=[TODAY, TUNED]), legend=None)
+        chart = alt.Chart(data)
+        spans = chart.mark_rule(strokeWidth=3, strokeCap="round", opacity=0.55).encode(x=alt.X("low:Q"), x2="high:Q", y=y, color=colour)
+        dots = chart.mark_circle(size=130, opacity=1).encode(x=x, y=y, color=colour)
+        labels = chart.mark_text(dy=-15, fontSize=13, fontWeight="bold").encode(x=x, y=y, text="label:N", color=colour)
+        bar = alt.Chart(alt.Data(values=[{"bar": evidence.bar, "label": f"bar {percent(evidence.bar, 0)}"}]))
+        rule = bar.mark_rule(color=LIMIT, strokeDash=[5, 4], strokeWidth=1.6).encode(x="bar:Q")
+        note = bar.mark_text(color=LIMIT, align="center", dy=-8, fontSize=12).encode(x="bar:Q", y=alt.value(0), text="label:N")
+        return alt.layer(rule, note, spans, dots, labels)
+
+    title = f"{plain(evidence.metric)} of each arm with 95 % interval"
     told = "; ".join(f"{a.name}: {interval(a.metrics[evidence.metric])}" for a in arms)
-    return _render(
-        chart, "accuracy", f"{plain(evidence.metric)} of each arm with 95 % interval", f"{told}. Bar: {percent(evidence.bar)}.", 54 * len(rows) + 14
-    )
+    return _render(draw, "accuracy", title, f"{told}. Bar: {percent(evidence.bar)}.", 54 * len(rows) + 14)
 
 
 def cash_chart(flow: CashFlow) -> Markup:
@@ -67,44 +85,53 @@ def cash_chart(flow: CashFlow) -> Markup:
         for p in flow.points
         for who, side in zip(names, (p.today, p.tuned), strict=True)
     ]
-    data = alt.Data(values=rows)
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", symbolType="stroke", labelFontSize=13, symbolStrokeWidth=4, symbolOpacity=1)
-    colour = alt.Color("who:N", scale=alt.Scale(domain=list(names), range=[TODAY, TUNED]), legend=legend)
-    x = alt.X("month:Q", axis=alt.Axis(title="Months from now", grid=False, tickMinStep=1, tickCount=6), scale=alt.Scale(nice=False))
-    axis = alt.Axis(title=None, labelExpr=_money_axis(), tickCount=5)
-    bands = alt.Chart(data).mark_area(opacity=0.18).encode(x=x, y=alt.Y("p10:Q", axis=axis), y2="p90:Q", color=colour)
-    lines = alt.Chart(data).mark_line(strokeWidth=2.6).encode(x=x, y=alt.Y("p50:Q", axis=axis), color=colour)
-    layers = [bands, lines]
-    if flow.ends_month is not None:
-        end = alt.Data(values=[{"end": flow.ends_month, "label": "model ends"}])
-        layers.append(alt.Chart(end).mark_rule(color=LIMIT, strokeDash=[5, 4], strokeWidth=1.6).encode(x="end:Q"))
-        layers.append(
-            alt.Chart(end).mark_text(color=LIMIT, align="left", dx=5, dy=10, fontSize=12).encode(x="end:Q", y=alt.value(0), text="label:N")
-        )
+
+    def draw(narrow: bool) -> Any:
+        chart = alt.Chart(alt.Data(values=rows))
+        legend = alt.Legend(title=None, orient="top", symbolType="stroke", labelFontSize=13, symbolStrokeWidth=4, symbolOpacity=1)
+        colour = alt.Color("who:N", scale=alt.Scale(domain=list(names), range=[TODAY, TUNED]), legend=legend)
+        months = alt.Axis(title="Months from now", grid=False, tickMinStep=1, tickCount=4 if narrow else 8)
+        x = alt.X("month:Q", axis=months, scale=alt.Scale(nice=False))
+        axis = alt.Axis(title=None, labelExpr=_money_axis(), tickCount=5)
+        bands = chart.mark_area(opacity=0.18).encode(x=x, y=alt.Y("p10:Q", axis=axis), y2="p90:Q", color=colour)
+        lines = chart.mark_line(strokeWidth=2.6).encode(x=x, y=alt.Y("p50:Q", axis=axis), color=colour)
+        layers = [bands, lines]
+        if flow.ends_month is not None:
+            end = alt.Chart(alt.Data(values=[{"end": flow.ends_month, "label": "model ends"}]))
+            layers.append(end.mark_rule(color=LIMIT, strokeDash=[5, 4], strokeWidth=1.6).encode(x="end:Q"))
+            layers.append(end.mark_text(color=LIMIT, align="left", dx=5, dy=10, fontSize=12).encode(x="end:Q", y=alt.value(0), text="label:N"))
+        return alt.layer(*layers)
+
     last = flow.points[-1]
     told = f"After {last.month:.0f} months: today {usd(last.today.p50)}, fine-tuned {usd(last.tuned.p50)} (medians)."
-    return _render(alt.layer(*layers), "cash", "Money spent up to each month, with P10 to P90 bands", told, 260)
+    return _render(draw, "cash", "Money spent up to each month, with P10 to P90 bands", told, 260)
 
 
 def tornado_chart(sensitivity: Sensitivity) -> Markup:
     """Net present value when one input stands at its 10th or 90th percentile."""
     alt = _altair()
-    names = [s.driver for s in sensitivity.swings]
     ends = ("input low (P10)", "input high (P90)")
-    rows = [
-        {"driver": s.driver, "end": end, "npv": npv, "base": sensitivity.middle_npv}
-        for s in sensitivity.swings
-        for end, npv in zip(ends, (s.npv_low, s.npv_high), strict=True)
-    ]
-    data = alt.Data(values=rows)
-    legend = alt.Legend(title=None, orient="top", direction="horizontal", labelFontSize=13)
-    y = alt.Y("driver:N", sort=names, axis=alt.Axis(title=None, labelLimit=340, labelFontSize=13, ticks=False, domain=False, grid=False))
-    x = alt.X("npv:Q", axis=alt.Axis(title=None, labelExpr=_money_axis(), tickCount=5), scale=alt.Scale(zero=True))
-    colour = alt.Color("end:N", scale=alt.Scale(domain=list(ends), range=[LOW, HIGH]), legend=legend)
-    bars = alt.Chart(data).mark_bar(height=16, opacity=0.9).encode(y=y, x=x, x2="base:Q", color=colour)
-    zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, strokeWidth=1.2).encode(x="zero:Q")
+
+    def draw(narrow: bool) -> Any:
+        names = ["\n".join(wrap(s.driver, 20)) if narrow else s.driver for s in sensitivity.swings]
+        rows = [
+            {"driver": name, "end": end, "npv": npv, "base": sensitivity.middle_npv}
+            for name, s in zip(names, sensitivity.swings, strict=True)
+            for end, npv in zip(ends, (s.npv_low, s.npv_high), strict=True)
+        ]
+        data = alt.Data(values=rows)
+        legend = alt.Legend(title=None, orient="top", columns=1 if narrow else 2, labelFontSize=13)
+        labels = _LABELS | {"labelLimit": 340, "labelExpr": "split(datum.label, '\\n')"}
+        y = alt.Y("driver:N", sort=names, axis=alt.Axis(**labels))
+        x = alt.X("npv:Q", axis=alt.Axis(title=None, labelExpr=_money_axis(), tickCount=3 if narrow else 5), scale=alt.Scale(zero=True))
+        colour = alt.Color("end:N", scale=alt.Scale(domain=list(ends), range=[LOW, HIGH]), legend=legend)
+        bars = alt.Chart(data).mark_bar(height=16, opacity=0.9).encode(y=y, x=x, x2="base:Q", color=colour)
+        zero = alt.Chart(alt.Data(values=[{"zero": 0}])).mark_rule(color=INK, strokeWidth=1.2).encode(x="zero:Q")
+        return alt.layer(bars, zero)
+
     told = "; ".join(f"{s.driver}: {usd(s.npv_low)} to {usd(s.npv_high)}" for s in sensitivity.swings)
-    return _render(alt.layer(bars, zero), "tornado", "Net present value by input, one at a time", f"{told}.", 30 * len(names) + 6)
+    height = 34 * len(sensitivity.swings) + 12
+    return _render(draw, "tornado", "Net present value by input, one at a time", f"{told}.", height)
 
 
 def _money_axis() -> str:
@@ -133,36 +160,19 @@ def _unique(names: list[str]) -> list[str]:
     return unique
 
 
-def _render(chart: Any, key: str, title: str, description: str, height: int) -> Markup:
-    drawings = [_draw(chart, f"{key}-{size}", title, description, width, height) for size, width in (("wide", WIDE), ("narrow", NARROW))]
-    return Markup("").join(drawings)
-
-
-def _draw(chart: Any, key: str, title: str, description: str, width: int, height: int) -> Markup:
+def _render(draw: Callable[[bool], Any], key: str, title: str, description: str, height: int) -> Markup:
+    """Both drawings of a chart; the stylesheet shows the one that fits."""
     import vl_convert  # noqa: PLC0415
 
-    narrow = width == NARROW
-    spec = chart.properties(width=width, height=height + FURNITURE, autosize={"type": "fit", "contains": "padding"}).to_dict()
-    spec["background"] = None
-    spec["padding"] = {"left": 6, "right": 8, "top": 8, "bottom": 2}
-    axis = {
-        "labelColor": MUTED, "titleColor": MUTED, "gridColor": GRID, "domainColor": GRID, "tickColor": GRID, "labelFontSize": 12,
-        "titleFontSize": 12, "titleFontWeight": "normal", "labelPadding": 6,
-    } | ({"labelLimit": 130} if narrow else {})  # fmt: skip
-    spec.setdefault("config", {}).update(
-        axis=axis, font="Arial", legend={"labelColor": INK}, axisY={"labelColor": INK}, view={"stroke": None}
-    )
-    if narrow:
-        _shorten_labels(spec)
-    return _safe(vl_convert.vegalite_to_svg(spec), key, title, description)
-
-
-def _shorten_labels(spec: dict[str, Any]) -> None:
-    for layer in spec.get("layer", []):
-        axis = layer.get("encoding", {}).get("y", {}).get("axis")
-        if axis and "labelLimit" in axis:
-            axis["labelLimit"] = 150
-            axis["labelFontSize"] = 11.5
+    drawings = []
+    for size, width in (("wide", WIDE), ("narrow", NARROW)):
+        chart = draw(width == NARROW).properties(
+            width=width, height=height + FURNITURE, autosize={"type": "fit", "contains": "padding"}, padding=_PADDING
+        )
+        spec = chart.to_dict() | {"background": None}
+        spec.setdefault("config", {}).update(_CONFIG)
+        drawings.append(_safe(vl_convert.vegalite_to_svg(spec), f"{key}-{size}", title, description))
+    return Markup("").join(drawings)
 
 
 def _safe(svg: str, key: str, title: str, description: str) -> Markup:

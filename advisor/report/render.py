@@ -103,8 +103,12 @@ def _has_metric(report: Report) -> bool:
 
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
-        loader=PackageLoader("tuneport.advisor.report"), autoescape=autoescape, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # noqa: S701 - the Markdown rendering escapes every value through finalize
+        loader=PackageLoader("tuneport.advisor.report"),
+        autoescape=autoescape,  # noqa: S701 - the Markdown rendering escapes every value through finalize
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= FILTERS
     return environment
 

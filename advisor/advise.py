@@ -1,0 +1,29 @@
+"""The advisor's entry: from the intake, what was measured and the plans to the decision report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+
+from tuneport.advisor.intake import Intake
+from tuneport.advisor.measurement import Measurement
+from tuneport.advisor.report.build import build_report
+from tuneport.advisor.report.model import Report
+from tuneport.core.plan import Plan
+
+
+def advise(
+    intake: Intake,
+    measurement: Measurement | None,
+    plans: Sequence[Plan],
+    *,
+    today: date,
+    seed: int = 0,
+    tuned_from: Mapping[str, str] | None = None,
+) -> Report:
+    """Whether and where to fine-tune. Money is USD; ``seed`` fixes the draws, so the same inputs give the same report.
+
+    ``plans`` are the offers, one for each place that could train. ``tuned_from`` maps the name of a tuned arm to its base model;
+    without it the base is that of the plan at the arm's provider. Raises CatalogueError when a price or catalogue file is faulty.
+    """
+    return build_report(intake, measurement, plans, today=today, seed=seed, tuned_from=tuned_from)
