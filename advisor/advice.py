@@ -164,7 +164,7 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
             "Keep logging answers that miss: they are the training rows of a later attempt.",
         ),
         "retrieval": ("Build a retrieval prototype and measure it as one more arm (a column with the context) on the same rows.",),
-        "measure": ("Run `tuneport baseline` on held-out rows, with today's model among the arms, then `tuneport advise` again.",),
+        "measure": ("Run tuneport baseline on held-out rows, with today's model among the arms, then tuneport advise again.",),
         "pilot": (
             f"Tune once at {offer.id}." if offer else "Find one open offer with a known price.",
             f"Measure the tuned model on the sealed test rows: it must reach {bar} {metric}, and the interval of its gain must lie "
@@ -173,9 +173,9 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         ),
         "find_offer": ("Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",),
         "fine_tune": (
-            f"Train at {offer.id} with the price limit in the spec (budget.max_usd)." if offer else "Choose an offer.",
+            f"Train: {offer.id}, with a price limit in the spec (budget.max_usd)." if offer else "Choose an offer.",
             "Run it in the shadow of today's model for two weeks and compare on live requests (S0, S4).",
-            "Switch over behind a gate: `tuneport evaluate --gate` must pass on every new version.",
+            "Switch over, and run tuneport evaluate on every new version before it goes live.",
         ),
     }
     more = []
@@ -204,7 +204,7 @@ def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer |
             criteria.append(f"Review when volume stays under {money.break_even_volume.p50:,.0f} requests a month for two months.")
         if offer and offer.inference_ends:
             criteria.append(f"Move before {offer.inference_ends}, when the base model ends; review at once when the date moves forward.")
-        else:
+        elif offer and offer.provider != "local":
             criteria.append("Review at once when the provider announces an end of the base model.")
         return tuple(criteria)
     return (f"Reopen the question when {metric} in use falls below {bar} on 200 fresh, labelled rows.",)

@@ -29,7 +29,7 @@ _SHAPES = re.compile(
       | AIza[A-Za-z0-9_-]{30,}                      # Google
       | eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}  # JSON Web Token
     )
-    | (?<=Bearer\ )[^\s"',;]{8,}
+    | (?<=Bearer\ )[A-Za-z0-9._~+/=-]{8,}             # the token68 of RFC 6750
     | (?<=://)[^\s/:@]+:[^\s/@]+(?=@)               # user:password in a URL
     | (?<=Signature=)[^\s&"']+ | (?<=X-Amz-Credential=)[^\s&"']+ | (?<=X-Amz-Security-Token=)[^\s&"']+  # signed URLs
     """,
@@ -37,7 +37,7 @@ _SHAPES = re.compile(
 )
 _NAMED = re.compile(
     r"""(?ix) ((?:x-)?api[-_]?key | authorization | secret[-_]?(?:access[-_]?)?key | password)
-        (["']?\s*[:=]\s*["']?) (?!\$\{|Bearer\b|\[secret\]) [^\s"',;&]{8,}"""
+        (["']?\s*[:=]\s*["']?) (?!\$\{|Bearer\b|\[secret\]) [^\s"',;&)\]}]{8,}"""
 )
 
 _SECRET_NAME = re.compile(

@@ -69,7 +69,7 @@ def encode(
     """
     if loss_on == "all":
         ids = _ids(tokenizer, render(tokenizer, messages, tools, prompt=False))
-        return [_finished(ids, [(0, len(ids))], stops, tokenizer.eos_token_id)]
+        return [_finished(tokenizer, ids, [(0, len(ids))], stops)]
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant" and message.get("weight") != 0]
     if not turns:
         raise DataError("a row has no assistant message that carries loss", fix="add an answer, give one weight 1, or remove the row")
@@ -95,20 +95,22 @@ def _turn(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[An
 def _masked(tokenizer: Any, whole: str, pairs: Sequence[tuple[str, str]], stops: frozenset[int]) -> Encoded:
     ids = _ids(tokenizer, whole)
     spans = [(_common(ids, _ids(tokenizer, before)), _common(ids, _ids(tokenizer, through))) for before, through in pairs]
-    return _finished(ids, spans, stops, tokenizer.eos_token_id)
+    return _finished(tokenizer, ids, spans, stops)
 
 
-def _finished(ids: list[int], spans: Sequence[tuple[int, int]], stops: frozenset[int], eos: int | None) -> Encoded:
+def _finished(tokenizer: Any, ids: list[int], spans: Sequence[tuple[int, int]], stops: frozenset[int]) -> Encoded:
     """Labels on the spans, each ending with its stop token; the sequence ends with its last label."""
     labels = [IGNORED] * len(ids)
     end = 0
     for start, stop in spans:
         end = max((i + 1 for i in range(start, stop) if ids[i] in stops), default=stop)
+        if tokenizer.decode(ids[end:stop]).strip():
+            end = stop  # text follows the last stop token, so the answer does not end there
         labels[start:end] = ids[start:end]
     ids, labels = ids[:end], labels[:end]
     lacking = not ids or ids[-1] not in stops
-    if lacking and eos is not None:
-        ids, labels = [*ids, eos], [*labels, eos]
+    if lacking and tokenizer.eos_token_id is not None:
+        ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     return Encoded(ids, labels, added_end=lacking)
 
 

@@ -63,7 +63,9 @@ def test_a_rate_limit_waits_as_long_as_the_vendor_asks() -> None:
     assert call.slept == [42]
 
 
-@pytest.mark.parametrize("error", [ProviderError("429", retry="rate_limit", retry_after=3600), ProviderError("400", retry="no"), DataError("x")])
+@pytest.mark.parametrize(
+    "error", [ProviderError("429", retry="rate_limit", retry_after=3600), ProviderError("400", retry="no"), DataError("x")]
+)
 def test_what_cannot_help_is_not_repeated(error: TuneportError) -> None:
     call = Script(error)
     with pytest.raises(type(error)):

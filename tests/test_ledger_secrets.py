@@ -10,10 +10,14 @@ from tuneport.core.errors import LedgerError, ProviderError
 from tuneport.core.secrets import MASK, find_secrets, looks_secret, redact
 
 TOKEN = st.text(alphabet="ABCDEFGHIJKLMNOPabcdefghijklmnop0123456789", min_size=24, max_size=60)
-PREFIX = st.sampled_from(["sk-", "sk-proj-", "hf_", "fw_", "tgp_v1_", "wandb_v1_", "Bearer ", "Authorization: Bearer ", "api_key=", "password: "])
+PREFIX = st.sampled_from(
+    ["sk-", "sk-proj-", "hf_", "fw_", "tgp_v1_", "wandb_v1_", "Bearer ", "Authorization: Bearer ", "api_key=", "password: "]
+)
+BEFORE = st.sampled_from(["", "key ", '{"k": "', "(", "got: "])
+AFTER = st.sampled_from(["", '"', ")", " end", ", x"])
 
 
-@given(before=st.sampled_from(["", "key ", '{"k": "', "(", "got: "]), prefix=PREFIX, token=TOKEN, after=st.sampled_from(["", '"', ")", " end", ", x"]))
+@given(before=BEFORE, prefix=PREFIX, token=TOKEN, after=AFTER)
 def test_every_key_shape_is_masked_anywhere(before: str, prefix: str, token: str, after: str) -> None:
     clean = redact(before + prefix + token + after)
     assert token not in clean
@@ -73,6 +77,8 @@ def test_secrets_are_found_by_path() -> None:
     assert list(find_secrets(document)) == ["a[1].b", "c.d"]
 
 
-@pytest.mark.parametrize(("text", "secret"), [("api_key", True), ("hf_token", True), ("max_output_tokens", False), ("hf_" + "a" * 20, True), ("rank", False)])
+@pytest.mark.parametrize(
+    ("text", "secret"), [("api_key", True), ("hf_token", True), ("max_output_tokens", False), ("hf_" + "a" * 20, True), ("rank", False)]
+)
 def test_names_of_secret_fields_are_known(text: str, secret: bool) -> None:
     assert looks_secret(text) is secret

@@ -8,7 +8,8 @@ from datetime import date
 from tuneport.advisor.economics import remaining_days
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Measurement
-from tuneport.advisor.offers import Offer, PriceNote
+from tuneport.advisor.offers import Offer
+from tuneport.advisor.pricing import PriceNote
 from tuneport.advisor.report.model import Assumption, Risk
 from tuneport.advisor.report.words import count_range, percent, usd_range
 from tuneport.core.catalogue import Offering
@@ -43,7 +44,7 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
         ("Discount rate per year", percent(intake.discount_rate, 0)),
         ("Horizon", f"{intake.horizon_months} months"),
     ]
-    found = [Assumption(what=what, value=value, source=STATED, grade="USER") for what, value in stated]
+    found = [Assumption(what=what, value=value, source=STATED) for what, value in stated]
     offered = [n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in offer.prices] if offer else []
     found += [
         Assumption(
@@ -134,7 +135,7 @@ def risks_of(
         Risk(
             name="Drift",
             statement=f"Facts or requirements change {intake.facts.change}; a tuned model stands still until it is retrained.",
-            answer="Measure fresh rows each month and keep the gate (`tuneport evaluate --gate`).",
+            answer="Measure fresh rows each month and run tuneport evaluate on them.",
         )
     )
     if measurement is not None:

@@ -14,7 +14,8 @@ from tuneport.advisor.decide import Arms, choose_offer, decide, pick_arms
 from tuneport.advisor.economics import FloatArray
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
-from tuneport.advisor.offers import Candidate, Desk, Offer, OfferEconomics, Percentiles, build_offers, mean_seconds
+from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, Percentiles, build_offers
+from tuneport.advisor.pricing import Desk, mean_seconds
 from tuneport.advisor.report.assumptions import assumptions_of, risks_of
 from tuneport.advisor.report.model import (
     ArmResult,

@@ -99,7 +99,8 @@ def cash_chart(flow: CashFlow) -> Markup:
         if flow.ends_month is not None:
             end = alt.Chart(alt.Data(values=[{"end": flow.ends_month, "label": "model ends"}]))
             layers.append(end.mark_rule(color=LIMIT, strokeDash=[5, 4], strokeWidth=1.6).encode(x="end:Q"))
-            layers.append(end.mark_text(color=LIMIT, align="left", dx=5, dy=10, fontSize=12).encode(x="end:Q", y=alt.value(0), text="label:N"))
+            note = end.mark_text(color=LIMIT, align="left", dx=5, dy=10, fontSize=12)
+            layers.append(note.encode(x="end:Q", y=alt.value(0), text="label:N"))
         return alt.layer(*layers)
 
     last = flow.points[-1]
@@ -113,7 +114,7 @@ def tornado_chart(sensitivity: Sensitivity) -> Markup:
     ends = ("input low (P10)", "input high (P90)")
 
     def draw(narrow: bool) -> Any:
-        names = ["\n".join(wrap(s.driver, 20)) if narrow else s.driver for s in sensitivity.swings]
+        names = ["\n".join(wrap(s.driver, 24)) if narrow else s.driver for s in sensitivity.swings]
         rows = [
             {"driver": name, "end": end, "npv": npv, "base": sensitivity.middle_npv}
             for name, s in zip(names, sensitivity.swings, strict=True)
@@ -121,7 +122,7 @@ def tornado_chart(sensitivity: Sensitivity) -> Markup:
         ]
         data = alt.Data(values=rows)
         legend = alt.Legend(title=None, orient="top", columns=1 if narrow else 2, labelFontSize=13)
-        labels = _LABELS | {"labelLimit": 340, "labelExpr": "split(datum.label, '\\n')"}
+        labels = _LABELS | {"labelFontSize": 12 if narrow else 13, "labelLimit": 340, "labelExpr": "split(datum.label, '\\n')"}
         y = alt.Y("driver:N", sort=names, axis=alt.Axis(**labels))
         x = alt.X("npv:Q", axis=alt.Axis(title=None, labelExpr=_money_axis(), tickCount=3 if narrow else 5), scale=alt.Scale(zero=True))
         colour = alt.Color("end:N", scale=alt.Scale(domain=list(ends), range=[LOW, HIGH]), legend=legend)
@@ -130,7 +131,7 @@ def tornado_chart(sensitivity: Sensitivity) -> Markup:
         return alt.layer(bars, zero)
 
     told = "; ".join(f"{s.driver}: {usd(s.npv_low)} to {usd(s.npv_high)}" for s in sensitivity.swings)
-    height = 34 * len(sensitivity.swings) + 12
+    height = 38 * len(sensitivity.swings) + 12
     return _render(draw, "tornado", "Net present value by input, one at a time", f"{told}.", height)
 
 

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 from tuneport.advisor.decide import Decision
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Comparison, Estimate, Power
-from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles, PriceNote
+from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles
+from tuneport.advisor.pricing import PriceNote
 
 
 class _Frozen(BaseModel):

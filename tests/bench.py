@@ -1,0 +1,103 @@
+"""Timings, each side by side with a reference in the same run: the ratio is the figure, the seconds are this machine's.
+
+Run with ``make bench``. Prints a table; exits with 1 when a stated limit is passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+WORDS = "please refund order parcel late charged twice cannot log in tent pole broken size wrong app crashes invoice missing".split()
+
+
+def best(call: Callable[[], object], repeats: int = 7) -> float:
+    """The shortest of several runs in seconds: what the work takes when nothing else disturbs it."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def command(*arguments: str, cwd: str | None = None) -> Callable[[], object]:
+    """A call that runs a command to its end, without its output."""
+    return lambda: subprocess.run(arguments, cwd=cwd, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def write_rows(path: Path, count: int) -> None:
+    """Support tickets of realistic length, seeded."""
+    draw = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(count):
+            ticket = " ".join(draw.choices(WORDS, k=draw.randint(10, 90)))
+            turns = [{"role": "user", "content": ticket}, {"role": "assistant", "content": '{"category":"billing"}'}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+
+
+def start_up() -> list[tuple[str, float, float, float | None]]:
+    """CLI start: rows of (what, seconds, ratio to the reference, limit in seconds)."""
+    reference = best(command(sys.executable, "-c", "import typer, rich, pydantic"))
+    rows: list[tuple[str, float, float, float | None]] = [("python -c 'import typer, rich, pydantic' (reference)", reference, 1.0, None)]
+    for name, limit in (("--help", 0.20), ("providers", 0.20)):
+        seconds = best(command(str(BIN / "tuneport"), name))
+        rows.append((f"tuneport {name}", seconds, seconds / reference, limit))
+    if shutil.which("together", path=str(BIN)):
+        seconds = best(command(str(BIN / "together"), "--help"), 3)
+        rows.append(("together --help", seconds, seconds / reference, None))
+    return rows
+
+
+def planning(folder: Path) -> list[tuple[str, float, float, float | None]]:
+    """Plans for all providers on 10,000 rows, and each compile after load."""
+    write_rows(folder / "train.jsonl", 10_000)
+    models = "{openai: gpt-4.1-mini, bedrock: nova-micro, together: llama-3.1-8b-instruct, fireworks: qwen3-8b, local: smollm2-135m-instruct}"
+    (folder / "spec.yaml").write_text(f"model: {models}\ndata: {{train: train.jsonl}}\n", encoding="utf-8")
+    whole = best(command(str(BIN / "tuneport"), "plan", "spec.yaml", "--provider", "all", cwd=str(folder)), 3)
+    read = best(lambda: [json.loads(line) for line in (folder / "train.jsonl").open(encoding="utf-8")], 3)
+    rows: list[tuple[str, float, float, float | None]] = [
+        ("json.loads of 10,000 rows (reference)", read, 1.0, None),
+        ("tuneport plan --provider all, 10,000 rows", whole, whole / read, 3.0),
+    ]
+    from tuneport.core.data.load import load_job_data
+    from tuneport.core.plan import compile_for
+    from tuneport.core.spec_file import load_spec
+    from tuneport.providers import registry
+
+    spec = load_spec(folder / "spec.yaml")
+    data = load_job_data(spec)
+    for name in registry.names():
+        place = registry.get(name)
+        compile_for(place, spec, data, date(2026, 11, 22))  # the facts are read once
+        seconds = best(lambda place=place: compile_for(place, spec, data, date(2026, 11, 22)))
+        rows.append((f"compile for {name}", seconds, seconds / read, 0.05))
+    return rows
+
+
+def main() -> int:
+    """Print the table; 1 when a limit is passed."""
+    os.environ.setdefault("COLUMNS", "160")
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*start_up(), *planning(Path(folder))]
+    print(f"{'':56}{'seconds':>9}{'ratio':>8}{'limit':>8}")
+    late = 0
+    for name, seconds, ratio, limit in rows:
+        over = limit is not None and seconds > limit
+        late += over
+        print(f"{name:56}{seconds:9.3f}{ratio:8.2f}{f'{limit:8.2f}' if limit else '':>8}{'  over' if over else ''}")
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

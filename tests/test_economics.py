@@ -1,0 +1,256 @@
+"""Formulas against published examples, and properties of the simulation."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+
+import numpy as np
+import pytest
+from tuneport.tests.advice_cases import TODAY, intake
+from hypothesis import given
+from hypothesis import strategies as st
+from tuneport.advisor import economics as e
+from tuneport.advisor.simulation import (
+    OfferTerms,
+    Terms,
+    cumulative,
+    draw,
+    draw_acceptance,
+    evaluate,
+    offer_drivers,
+    shared_drivers,
+    switching_value,
+    tornado,
+)
+from tuneport.core.money import Range
+
+MINI_BASE = e.TokenPrices(0.40, 0.10, 1.60)  # gpt-4.1-mini, OpenAI price table of Oct-Nov 2026
+MINI_TUNED = e.TokenPrices(0.80, 0.20, 3.20)
+
+
+def fixed(value: float) -> Range:
+    return Range(low=value, high=value)
+
+
+def terms(prices: e.TokenPrices, **more: object) -> Terms:
+    return Terms(fixed(float(prices.input)), fixed(float(prices.cached)), fixed(float(prices.output)), **more)  # type: ignore[arg-type]
+
+
+def offer(**changes: object) -> OfferTerms:
+    values = {
+        "id": "x", "today": terms(MINI_BASE), "tuned": terms(MINI_TUNED), "train_run": fixed(15.0), "storage": fixed(0.0),
+        "months": 24.0, "ends_inside": False,
+    }  # fmt: skip
+    return OfferTerms(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_aws_text_to_sql_example_is_reproduced() -> None:
+    """AWS Machine Learning blog, 2026-03-23: every figure of its cost table."""
+    nova_micro = e.TokenPrices(0.035, 0.035, 0.14)
+    assert float(e.training_cost(2_000 * 800, 5, 1.0)) == pytest.approx(8.00)  # 0.001 USD per 1k tokens
+    assert float(e.hosting_per_month(16.288, 4.0, 1.0, always_on=False)) == pytest.approx(65.15, abs=0.005)  # 4 hours of ml.g5.48xlarge
+    inputs = 22_000 * float(e.request_cost(e.Request(800, 0, 0), nova_micro))
+    outputs = 22_000 * float(e.request_cost(e.Request(0, 0, 60), nova_micro))
+    assert inputs == pytest.approx(0.616)
+    assert outputs == pytest.approx(0.185, abs=0.0005)
+    assert inputs + outputs == pytest.approx(0.80, abs=0.001)
+    year = e.total_cost(one_time=8.0, volume=22_000, per_request=(inputs + outputs) / 22_000, fixed=1.95, retraining=0, months=12)
+    assert float(year) == pytest.approx(8 + 12 * (0.8008 + 1.95))
+
+
+@pytest.mark.parametrize(("hit", "prompted", "saving"), [(0.0, 0.00116, 0.00044), (0.9, 0.00062, -0.00010)])
+def test_caching_turns_the_sign_of_the_saving(hit: float, prompted: float, saving: float) -> None:
+    before = float(e.request_cost(e.Request(300, 2000, 150, hit), MINI_BASE))
+    after = float(e.request_cost(e.Request(300, 0, 150), MINI_TUNED))
+    assert before == pytest.approx(prompted)
+    assert after == pytest.approx(0.00072)
+    assert before - after == pytest.approx(saving)
+    volume = float(e.break_even_volume(one_time=15, fixed=0, retraining=0, horizon=12, saving=before - after))
+    assert math.isinf(volume) == (saving < 0)
+
+
+def test_training_is_rarely_the_driver() -> None:
+    run = float(e.training_cost(2_000 * 500, 3, 5.0))
+    assert run == pytest.approx(15.0)
+    assert float(e.requests_to_cover(run, 0.00044)) == pytest.approx(34_000, rel=0.01)
+    assert float(e.requests_to_cover(run + 3_000, 0.00044)) == pytest.approx(6.9e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("hourly", "monthly", "uncached", "cached"),
+    [
+        (1.70, 1_241, 1.1e6, 2.0e6),
+        (3.99, 2_913, 2.5e6, 4.7e6),
+        (6.49, 4_738, 4.1e6, 7.6e6),
+        (8.0, 5_840, 5.0e6, 9.4e6),
+        (23.50, 17_155, 14.8e6, 27.7e6),
+    ],
+)
+def test_hosting_sets_a_floor(hourly: float, monthly: float, uncached: float, cached: float) -> None:
+    month = float(e.hosting_per_month(hourly))
+    assert month == pytest.approx(monthly, abs=0.5)
+    assert float(e.requests_to_cover(month, 0.00116)) == pytest.approx(uncached, abs=0.051e6)
+    assert float(e.requests_to_cover(month, 0.00062)) == pytest.approx(cached, abs=0.051e6)
+
+
+def test_hosting_pays_for_whole_machines() -> None:
+    capacity = 100 * e.HOURS_PER_MONTH
+    assert float(e.hosting_per_month(1.0, capacity, 100)) == pytest.approx(730)
+    assert float(e.hosting_per_month(1.0, capacity + 1, 100)) == pytest.approx(1460)
+    assert float(e.hosting_per_month(1.0, 0, 100)) == pytest.approx(730)
+    assert float(e.hosting_per_month(1.0, 50, 100, always_on=False)) == pytest.approx(0.5)
+
+
+def test_the_models_remaining_life_caps_the_horizon() -> None:
+    ends = date(2027, 1, 14)
+    assert e.remaining_days(ends, TODAY) == 53
+    assert e.economic_months(24, ends, TODAY) == pytest.approx(53 / e.DAYS_PER_MONTH)
+    assert e.economic_months(1, ends, TODAY) == 1
+    assert e.economic_months(24, None, TODAY) == 24
+    assert e.remaining_days(date(2026, 10, 23), TODAY) == 0
+
+
+def test_payback_is_never_when_nothing_is_saved() -> None:
+    assert float(e.payback_months(one_time=100, saving_per_month=25)) == 4
+    assert math.isinf(float(e.payback_months(one_time=100, saving_per_month=0)))
+    assert math.isinf(float(e.payback_months(one_time=100, saving_per_month=-5)))
+
+
+def test_an_accepted_answer_costs_more_than_an_answer() -> None:
+    assert float(e.cost_per_accepted(1.0, 0.5)) == 2.0
+    assert float(e.cost_per_accepted(1.0, 0.75, fallback=4.0)) == 2.0
+    assert math.isinf(float(e.cost_per_accepted(1.0, 0.0)))
+
+
+def test_discounting_counts_a_part_of_the_last_month() -> None:
+    assert e.discount_factors(2.5, 0.0).tolist() == [1, 1, 0.5]
+    assert e.discount_factors(12, 0.1).sum() < 12
+    assert (1 + e.monthly_rate(0.1)) ** 12 == pytest.approx(1.1)
+
+
+@given(
+    one_time=st.floats(0, 1e6), fixed=st.floats(0, 1e5), retraining=st.floats(0, 1e5), horizon=st.floats(1, 60), saving=st.floats(1e-6, 10)
+)
+def test_at_the_break_even_volume_the_saving_covers_everything(
+    one_time: float, fixed: float, retraining: float, horizon: float, saving: float
+) -> None:
+    volume = float(e.break_even_volume(one_time=one_time, fixed=fixed, retraining=retraining, horizon=horizon, saving=saving))
+    assert horizon * (volume * saving - fixed - retraining) == pytest.approx(one_time, rel=1e-6, abs=1e-3)
+
+
+# -- simulation --------------------------------------------------------------------------------------------------------
+
+
+def test_without_uncertainty_the_simulation_is_the_formula() -> None:
+    certain = intake(
+        volume_per_month=100_000, cache_hit_share=0, runs={"planned": 1, "failure_share": 0},
+        costs={"engineering_usd": 2000}, discount_rate=0.1,
+    )  # fmt: skip
+    drivers = offer_drivers(shared_drivers(certain, seed=0, draws=50), offer(), certain, seed=0)
+    result = evaluate(drivers, offer(), certain.discount_rate)
+    assert np.ptp(result.npv) == 0
+    assert result.one_time[0] == pytest.approx(3515)
+    assert result.saving_per_month[0] == pytest.approx(44)
+    assert result.payback[0] == pytest.approx(3515 / 44)
+    before = e.total_cost(one_time=0, volume=1e5, per_request=0.00116, fixed=0, retraining=0, months=24, annual_rate=0.1)
+    after = e.total_cost(one_time=3515, volume=1e5, per_request=0.00072, fixed=0, retraining=0, months=24, annual_rate=0.1)
+    assert result.npv[0] == pytest.approx(float(before - after))
+
+
+def test_openais_remaining_life_keeps_a_good_offer_from_paying_back() -> None:
+    rich = intake(volume_per_month=1_000_000, costs={"engineering_usd": 0})
+    shared = shared_drivers(rich, seed=0, draws=500)
+    lasting, ending = offer(), offer(months=53 / e.DAYS_PER_MONTH, ends_inside=True)
+    years, days = (evaluate(offer_drivers(shared, o, rich, seed=0), o, 0.05) for o in (lasting, ending))
+    assert (years.payback <= lasting.months).mean() > 0.99
+    assert (days.payback <= ending.months).mean() < 0.01
+    assert (days.npv < 0).all()
+    assert (years.npv > 0).mean() > 0.99
+
+
+def test_the_same_seed_gives_the_same_draws_whatever_the_other_offers() -> None:
+    ask = intake(cache_hit_share=[0.1, 0.6], retraining={"every_months": 6})
+    one = offer_drivers(shared_drivers(ask, seed=3, draws=100), offer(spread=0.1), ask, seed=3)
+    offer_drivers(shared_drivers(ask, seed=3, draws=100), offer(id="other"), ask, seed=3)
+    two = offer_drivers(shared_drivers(ask, seed=3, draws=100), offer(spread=0.1), ask, seed=3)
+    assert all((one[name] == two[name]).all() for name in one)
+    assert not (one["volume"] == shared_drivers(ask, seed=4, draws=100)["volume"]).all()
+
+
+@given(low=st.floats(1e-3, 1e5), factor=st.floats(1.01, 50))
+def test_a_pair_is_the_tenth_and_ninetieth_percentile(low: float, factor: float) -> None:
+    values = draw(np.random.default_rng(0), Range(low=low, high=low * factor), 20_000)
+    assert (values < low).mean() == pytest.approx(0.1, abs=0.01)
+    assert (values > low * factor).mean() == pytest.approx(0.1, abs=0.01)
+    assert (values > 0).all()
+
+
+def test_acceptance_is_drawn_jointly_and_is_beta() -> None:
+    today = np.array([1.0] * 60 + [0.0] * 40)
+    tuned = np.array([1.0] * 90 + [0.0] * 10)
+    before, after = draw_acceptance(np.random.default_rng(0), today, tuned, 20_000)
+    assert before.mean() == pytest.approx(60.5 / 101, abs=0.003)  # Jeffreys: Beta(60.5, 40.5)
+    assert before.std() == pytest.approx(math.sqrt(60.5 * 40.5 / 101**2 / 102), rel=0.03)
+    assert np.corrcoef(before, after)[0, 1] > 0.2
+    graded = draw_acceptance(np.random.default_rng(0), today * 0.5, tuned * 0.5, 2_500)
+    assert graded[0].shape == (2_500,)
+    assert graded[1].mean() == pytest.approx(0.45, abs=0.01)
+
+
+def test_failed_runs_are_paid_for() -> None:
+    ask = intake(runs={"planned": 3, "failure_share": 0.25})
+    runs = shared_drivers(ask, seed=0)["runs"]
+    assert runs.min() >= 3
+    assert runs.mean() == pytest.approx(4, abs=0.05)  # negative binomial: 3 / (1 - 0.25)
+
+
+def test_better_answers_are_worth_what_misses_cost() -> None:
+    ask = intake(quality={"rejected_answer_usd": 1.0})
+    shared = shared_drivers(ask, seed=0, draws=2_000)
+    half, most = np.array([1.0, 0.0] * 100), np.array([1.0] * 180 + [0.0] * 20)
+    same = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, half)), offer(), 0.05)
+    better = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, most)), offer(), 0.05)
+    assumed = offer_drivers(shared, offer(), ask, seed=0, scores=(half, None))
+    assert np.median(better.npv - same.npv) == pytest.approx(0.4 * 24 * 9_800, rel=0.1)
+    assert (assumed["accepted_tuned"] == ask.quality.bar).all()
+
+
+def test_tornado_and_switching_values_agree_with_the_model() -> None:
+    ask = intake(volume_per_month=[1e5, 1e6], cache_hit_share=[0.0, 0.5])
+    drivers = offer_drivers(shared_drivers(ask, seed=0), offer(), ask, seed=0)
+    result = evaluate(drivers, offer(), 0.05)
+    swings = tornado(drivers, offer(), 0.05, result.npv)
+    widths = [abs(s.npv_high - s.npv_low) for s in swings]
+    assert widths == sorted(widths, reverse=True)
+    by_name = {s.driver: s for s in swings}
+    assert by_name["volume"].rank_correlation > 0.2
+    assert by_name["cache_hit"].npv_high < by_name["cache_hit"].npv_low
+    middle = {name: np.array([np.median(v)]) for name, v in drivers.items()}
+    _, at = switching_value(drivers, offer(), 0.05, "volume")
+    assert at is not None
+    assert evaluate({**middle, "volume": np.array([at])}, offer(), 0.05).npv[0] == pytest.approx(0, abs=2)
+    assert switching_value(drivers, offer(), 0.05, "p_hour")[1] is None
+
+
+def test_after_its_end_the_offer_costs_what_today_costs_plus_the_move() -> None:
+    ask = intake(volume_per_month=1e6)
+    ending = offer(months=6.0, ends_inside=True)
+    drivers = offer_drivers(shared_drivers(ask, seed=0, draws=100), ending, ask, seed=0)
+    today, tuned = cumulative(drivers, ending, 0.05, np.array([0.0, 5.0, 6.0, 12.0]))
+    assert (today[0] == 0).all()
+    assert (tuned[0] > 0).all()
+    assert np.allclose(tuned[3] - tuned[2], today[3] - today[2])
+    assert (tuned[2] - tuned[1] > today[2] - today[1]).all()  # the move is paid in the month of the end
+
+
+def test_forty_offers_take_under_a_few_seconds() -> None:
+    import time
+
+    ask = intake(cache_hit_share=[0, 0.5])
+    shared = shared_drivers(ask, seed=0)
+    start = time.perf_counter()
+    for number in range(40):
+        one = offer(id=str(number), spread=0.1)
+        evaluate(offer_drivers(shared, one, ask, seed=0), one, 0.05)
+    assert time.perf_counter() - start < 5  # about 0.4 s on an idle core
