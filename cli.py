@@ -418,7 +418,7 @@ def _watch(job: Job) -> None:
                 message = f": {_escape(record.message)}" if record.message else ""
                 console.print(f"[dim]{record.updated_at:%H:%M:%S}[/] {job.id} {record.state}{message}", highlight=False)
 
-        job.wait(show)
+        job.wait(show, max_s=2.0 if job.provider == "local" else 30.0)
     console.print(f"[green]✓[/] {job.id} {job.state}: call it as [bold]{_escape(job.tuned_model or '')}[/]", highlight=False)
 
 
@@ -675,7 +675,7 @@ def advise(
     console = _console()
     console.print(f"\n[bold]{_escape(report.decision.sentence)}[/]\n", highlight=False)
     console.print(_escape(report.decision.because), highlight=False)
-    for path in written:
+    for path in written.values():
         console.print(f"wrote [bold]{_escape(str(path))}[/]", highlight=False)
 
 

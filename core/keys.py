@@ -7,6 +7,9 @@ import secrets
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: nothing that is easily misread (i, l, o, u)."""
 
+KEY_LENGTH = 18
+"""Characters of ``new_key``."""
+
 
 def new_job_id() -> str:
     """A fresh id such as ``j-7f3k2a``. Unique within a ledger only because the ledger refuses a second one."""

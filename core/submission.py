@@ -35,7 +35,7 @@ SETTLE_S = 60.0
 A provider whose ``find`` is exact at once declares ``settle_seconds = 0``, one that lags longer a larger number."""
 _LONG_AGO = 10  # settling times after which one look suffices
 
-RESUME_FIX = "finish it with: tuneport reconcile"
+RESUME_FIX = "finish it with: tuneport reconcile --yes"
 
 Sleep = Callable[[float], None]
 

@@ -48,7 +48,9 @@ def arm(name: str, right: Sequence[bool], *, kind: Any = "prompted", provider: s
         Answer(row=i, text="{}", scores={"exact_match": float(ok)}, prompt_tokens=500, completion_tokens=40, seconds=0.5)
         for i, ok in enumerate(right)
     )
-    return Arm(name=name, kind=kind, provider=provider, model=model, metrics={"exact_match": wilson(sum(right), len(right))}, answers=answers)
+    return Arm(
+        name=name, kind=kind, provider=provider, model=model, metrics={"exact_match": wilson(sum(right), len(right))}, answers=answers
+    )
 
 
 def comparison(before: Arm, after: Arm) -> Comparison:

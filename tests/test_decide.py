@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tuneport.advisor.advise import advise
 from tuneport.advisor.intake import Intake, load_intake
 from tuneport.advisor.measurement import Measurement
 from tuneport.advisor.report.model import Report
 from tuneport.advisor.rules import load_rules
 from tuneport.core.errors import SpecError
+from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
 
 
 def decided(asked: Intake, measured: Measurement | None, *plans: Any, today: date = TODAY) -> Report:

@@ -7,9 +7,9 @@ from datetime import date
 
 import numpy as np
 import pytest
-from tuneport.tests.advice_cases import TODAY, intake
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tuneport.advisor import economics as e
 from tuneport.advisor.simulation import (
     OfferTerms,
@@ -24,6 +24,7 @@ from tuneport.advisor.simulation import (
     tornado,
 )
 from tuneport.core.money import Range
+from tuneport.tests.advice_cases import TODAY, intake
 
 MINI_BASE = e.TokenPrices(0.40, 0.10, 1.60)  # gpt-4.1-mini, OpenAI price table of Oct-Nov 2026
 MINI_TUNED = e.TokenPrices(0.80, 0.20, 3.20)

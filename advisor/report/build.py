@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
+from tuneport import __version__
 from tuneport.advisor.decide import Arms, choose_offer, decide, pick_arms
 from tuneport.advisor.economics import FloatArray
 from tuneport.advisor.intake import Intake
@@ -265,8 +266,8 @@ def _digest(intake: Intake, measurement: Measurement | None, plans: Sequence[Pla
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in ("tuneport", "numpy", "pydantic", "altair", "vl-convert-python"):
+    found = {"tuneport": __version__, "python": platform.python_version()}
+    for package in ("numpy", "pydantic", "altair", "vl-convert-python"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

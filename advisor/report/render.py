@@ -31,11 +31,11 @@ VERDICTS: Mapping[str, str] = {
 """The verdicts in the reader's words."""
 
 SOURCES: Mapping[str, str] = {
-    "S0": "practitioners' document 0: service description",
-    "S1": "practitioners' document 1: engineering guide",
-    "S2": "practitioners' document 2: handbook",
-    "S3": "practitioners' document 3: operations notes",
-    "S4": "practitioners' document 4: technical guide",
+    "S0": "practitioners' document 0 of five behind the advisor's rules",
+    "S1": "practitioners' document 1 of five behind the advisor's rules",
+    "S2": "practitioners' document 2 of five behind the advisor's rules",
+    "S3": "practitioners' document 3 of five behind the advisor's rules",
+    "S4": "practitioners' document 4 of five behind the advisor's rules",
     "E": "tuneport's notes on economics and statistics",
     "T": "a rule of tuneport itself",
 }
@@ -68,13 +68,13 @@ def render_json(report: Report) -> str:
 
 
 def write_report(directory: str | Path, report: Report) -> dict[str, Path]:
-    """Write report.json, report.html and report.md; returns their paths by kind ("json", "html", "md").
+    """Write report.html, report.md and report.json; returns their paths by kind ("html", "md", "json").
 
     All three are rendered before the first is written, and each replaces its predecessor in one step.
     Raises MissingExtraError when the charts cannot be drawn, DataError when the folder cannot be written.
     """
     folder = Path(directory)
-    texts = {"json": render_json(report), "html": render_html(report), "md": render_markdown(report)}
+    texts = {"html": render_html(report), "md": render_markdown(report), "json": render_json(report)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return {kind: _replace(folder / f"report.{kind}", text) for kind, text in texts.items()}

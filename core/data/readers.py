@@ -1,4 +1,6 @@
-"""Reads records from JSONL, JSON, CSV and Parquet files, one at a time, each with the place it came from.
+"""Reads records from JSONL, JSON, CSV and Parquet files, and Hugging Face datasets, one at a time, each with its place.
+
+JSONL, JSON and CSV may be packed with gzip or Zstandard (rows.jsonl.gz, rows.csv.zst).
 
 A fault of the file (missing, a folder, empty, UTF-16, an unknown kind) raises DataError. A fault of one row comes out
 as a ``BadRow`` in the row's place, so that no row is skipped in silence and the caller decides what to do.
@@ -15,21 +17,24 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from tuneport.core.data.compressed import PACKINGS, DamagedArchiveError, content_suffix, open_content, packing_of
 from tuneport.core.data.csv_rows import CsvFault, split_records
+from tuneport.core.data.hub_rows import HubDataset, Source, hub_rows, source_name
 from tuneport.core.data.json_rows import MAX_ROW_BYTES, JsonFault, decode_utf8, parse_object
 from tuneport.core.data.json_stream import looks_like_lines, stream_objects
 from tuneport.core.data.parquet_rows import parquet_rows
 from tuneport.core.errors import DataError, Fault
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-"""File name endings that are read, and the kind of file each means."""
+"""File name endings that are read, and the kind of file each means. All but Parquet may be followed by .gz or .zst."""
 
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN = (
     (b"\xff\xfe", "UTF-16 or UTF-32 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
     (b"\x00\x00\xfe\xff", "UTF-32 text", "save it as UTF-8"),
-    (b"\x1f\x8b", "a gzip archive", "unpack it first"),
+    (b"\x1f\x8b", "a gzip archive", "add .gz to its name"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive", "add .zst to its name"),
     (b"PK\x03\x04", "a zip archive or a spreadsheet", "unpack it, or export it as CSV"),
     (b"PAR1", "a Parquet file", "give it the ending .parquet"),
 )
@@ -66,35 +71,66 @@ def sha256_of(path: str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
-def read_records(path: str) -> Iterator[Record | BadRow]:
-    """The file's rows in order. Faults of the file raise DataError at once, before the first row is asked for.
+def file_kind(path: str) -> str:
+    """ "jsonl", "json", "csv" or "parquet": what the file's content is. Looks at its name and its first bytes.
 
-    Raises MissingExtraError for Parquet without pyarrow.
+    A .json file whose first line is a whole object is JSONL. Raises DataError when the file is missing, a folder, empty, of
+    no known kind, or not what its name says, and MissingExtraError for Zstandard without its extra.
     """
     head = _head(path)
-    kind = SUFFIXES.get(Path(path).suffix.lower())
+    kind = SUFFIXES.get(content_suffix(path))
     if kind is None:
-        raise DataError(f"{path!r} is of no known kind", fix=f"give it one of the endings {', '.join(SUFFIXES)}")
-    read = _READERS[kind]
+        endings = ", ".join(SUFFIXES)
+        raise DataError(f"{path!r} is of no known kind", fix=f"give it one of the endings {endings}, and {' or '.join(PACKINGS)} if packed")
+    if packing_of(path):
+        if kind == "parquet":
+            raise DataError(f"{path} is a packed Parquet file", fix="unpack it: Parquet is compressed by itself")
+        head = _unpacked_head(path)
     if kind == "parquet":
         if not head.startswith(b"PAR1"):
             raise DataError(f"{path} is not a Parquet file (its first bytes are not PAR1)", fix="give it the ending of its real kind")
-    else:
-        _refuse_foreign(path, head)
-    return _guarded(path, read(path))
+        return kind
+    _refuse_foreign(path, head)
+    if kind == "json":
+        with open_content(path) as file:
+            first = next(lines_of(file), None)
+        if first is not None and first.raw is not None and looks_like_lines(first.raw):
+            return "jsonl"
+    return kind
+
+
+def read_records(source: Source) -> Iterator[Record | BadRow]:
+    """The rows in order. Faults of the file raise DataError at once, before the first row is asked for.
+
+    Raises MissingExtraError for Parquet without pyarrow and for Zstandard without its extra.
+    """
+    if not isinstance(source, str):
+        return _hub(source)
+    return _guarded(source, _READERS[file_kind(source)](source))
 
 
 def _guarded(path: str, rows: Iterator[Record | BadRow]) -> Iterator[Record | BadRow]:
+    line = 0
     try:
-        yield from rows
+        for row in rows:
+            line = row.line
+            yield row
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
+    except DamagedArchiveError as error:
+        yield damaged_rest(path, line + 1, error)
 
 
-def _unreadable(path: str, error: Exception) -> DataError:
+def damaged_rest(path: str, line: int, error: DamagedArchiveError) -> BadRow:
+    """The BadRow that stands for all rows after the place where an archive is damaged."""
+    return _malformed(path, line, JsonFault(str(error), "a whole archive", "the rest of the file was not read"))
+
+
+def unreadable(path: str, error: Exception) -> DataError:
+    """The DataError for a file that the system does not let us read."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path} does not exist", fix="check the path; paths in a spec are relative to the spec file")
     if isinstance(error, PermissionError):
@@ -114,9 +150,22 @@ def _head(path: str) -> bytes:
         with Path(path).open("rb") as file:
             head = file.read(4096)
     except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not head:
         raise DataError(f"{path} is empty", fix="put at least one row into it")
+    return head
+
+
+def _unpacked_head(path: str) -> bytes:
+    try:
+        with open_content(path) as file:
+            head = file.read(4096)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except DamagedArchiveError as error:
+        raise DataError(f"{path} cannot be unpacked: {error}", fix="write it again") from error
+    if not head:
+        raise DataError(f"{path} holds nothing when unpacked", fix="put at least one row into it")
     return head
 
 
@@ -128,12 +177,14 @@ def _refuse_foreign(path: str, head: bytes) -> None:
         raise DataError(f"{path} is binary or UTF-16 text, not UTF-8", fix="save it as UTF-8")
 
 
-class _Line(NamedTuple):
+class Line(NamedTuple):
+    """A physical line of a file."""
+
     number: int
     raw: bytes | None  # None: longer than MAX_ROW_BYTES
 
 
-def _lines(file: BinaryIO) -> Iterator[_Line]:
+def lines_of(file: BinaryIO) -> Iterator[Line]:
     """Physical lines with their end of line, without a UTF-8 byte order mark; an overlong line is read past, not kept."""
     number = 0
     while raw := file.readline(MAX_ROW_BYTES + 1):
@@ -141,22 +192,23 @@ def _lines(file: BinaryIO) -> Iterator[_Line]:
         if number == 1 and raw.startswith(_BOM):
             raw = raw[len(_BOM) :]
         if len(raw) <= MAX_ROW_BYTES:
-            yield _Line(number, raw)
+            yield Line(number, raw)
             continue
         while raw and not raw.endswith(b"\n"):
             raw = file.readline(1 << 20)
-        yield _Line(number, None)
+        yield Line(number, None)
 
 
-def _too_long(path: str, line: int) -> BadRow:
+def too_long(path: str, line: int) -> BadRow:
+    """The BadRow of a line that is longer than MAX_ROW_BYTES."""
     return _malformed(path, line, JsonFault("a longer one", f"a row of at most {MAX_ROW_BYTES >> 20} MiB", "is a line break missing?"))
 
 
 def _json_lines(path: str) -> Iterator[Record | BadRow]:
-    with Path(path).open("rb") as file:
-        for number, raw in _lines(file):
+    with open_content(path) as file:
+        for number, raw in lines_of(file):
             if raw is None:
-                yield _too_long(path, number)
+                yield too_long(path, number)
             elif raw.strip():
                 try:
                     yield Record(number, parse_object(decode_utf8(raw.rstrip(b"\r\n"))))
@@ -165,13 +217,8 @@ def _json_lines(path: str) -> Iterator[Record | BadRow]:
 
 
 def _json(path: str) -> Iterator[Record | BadRow]:
-    """A JSON file: an array of objects, {"data": [...]}, or (as is common) JSONL under the wrong ending."""
-    with Path(path).open("rb") as file:
-        first = next(_lines(file))
-    if first.raw is not None and looks_like_lines(first.raw):
-        yield from _json_lines(path)
-        return
-    with Path(path).open("rb") as file:
+    """A JSON file: an array of objects, or {"data": [...]}."""
+    with open_content(path) as file:
         for row, found in stream_objects(file):
             if isinstance(found, JsonFault):
                 yield _malformed(path, row, found)
@@ -181,8 +228,8 @@ def _json(path: str) -> Iterator[Record | BadRow]:
 
 def _csv(path: str) -> Iterator[Record | BadRow]:
     """A CSV file with a header row (RFC 4180 quoting). Every cell is text."""
-    with Path(path).open("rb") as file:
-        records = split_records((number, raw) for number, raw in _lines(file))
+    with open_content(path) as file:
+        records = split_records((number, raw) for number, raw in lines_of(file))
         head = next(records, None)
         if head is None:
             raise DataError(f"{path} holds no header row", fix="put the column names into the first line")
@@ -206,6 +253,14 @@ def _parquet(path: str) -> Iterator[Record | BadRow]:
     for row, found in parquet_rows(path):
         if isinstance(found, JsonFault):
             yield _malformed(path, row, found)
+        else:
+            yield Record(row, found)
+
+
+def _hub(source: HubDataset) -> Iterator[Record | BadRow]:
+    for row, found in hub_rows(source):
+        if isinstance(found, JsonFault):
+            yield _malformed(source_name(source), row, found)
         else:
             yield Record(row, found)
 

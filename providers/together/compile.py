@@ -16,6 +16,7 @@ from pydantic import JsonValue
 from tuneport.core.catalogue import Offering, load_catalogue
 from tuneport.core.data.facts import Feature, JobData
 from tuneport.core.estimate import training_cost, training_time
+from tuneport.core.keys import KEY_LENGTH
 from tuneport.core.plan import Fields, Plan
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
 from tuneport.providers.common import (
@@ -83,6 +84,9 @@ DEFAULT_RANK = 16
 """The API wants a rank with every LoRA job, and the model's own default is told online only. 16 lies in every range of
 practitioners (field guide: 8 to 64) and within the lowest limit seen (16, DeepSeek-V3.1 and Kimi)."""
 MAX_SUFFIX = 40
+"""Characters of ``suffix`` (SDK, comment on ``FinetuneRequest.suffix``)."""
+MAX_NAME = MAX_SUFFIX - KEY_LENGTH - 1
+"""The job's own key shares the suffix, since Together's jobs have no other place for it: NAME-KEY."""
 
 
 def compile_plan(spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
@@ -274,10 +278,12 @@ def _destinations(fields: Fields) -> dict[str, JsonValue]:
     """Name, trackers and export. Keys are only referred to: the client puts them in when it sends."""
     body: dict[str, JsonValue] = {}
     name = fields.peek("name")
-    if name is not None and len(name) > MAX_SUFFIX:
-        fields.refuse("name", f"has {len(name)} characters, and Together's suffix holds {MAX_SUFFIX}")
+    if name is not None and len(name) > MAX_NAME:
+        room = f"Together's suffix holds {MAX_SUFFIX}, of which the job's own key takes {KEY_LENGTH + 1}"
+        fields.refuse("name", f"has {len(name)} characters, and at most {MAX_NAME} fit: {room}")
     else:
-        body["suffix"] = fields.send("name", "suffix", default="no suffix")
+        note = "followed by a dash and the job's own key, by which tuneport finds the job again"
+        body["suffix"] = fields.send("name", "suffix", default="the job's own key alone", note=note)
     for path, wire in (("project", "wandb_project_name"), ("entity", "wandb_entity"), ("name", "wandb_name")):
         body[wire] = fields.send(f"tracking.wandb.{path}", wire, default="no W&B", note="the key is read from WANDB_API_KEY when sending")
         if body[wire] is not None:

@@ -1,0 +1,191 @@
+"""Errors of the openai SDK as ours: one sentence, a remedy, and whether to call again.
+
+| met                                                         | becomes                       |
+| ----------------------------------------------------------- | ----------------------------- |
+| no connection, timeout, 408, 409, 425, 5xx                  | ProviderError, transient      |
+| an answer that is HTML, cut off, or not what was asked for  | ProviderError, transient      |
+| 429                                                         | ProviderError, rate limit     |
+| 429 because the account has no credit                       | ProviderError, no             |
+| 401; 403; no or wrong organisation                          | CredentialsError              |
+| code training_not_available                                 | VendorClosedError             |
+| any other 4xx                                               | ProviderError, no             |
+| any other error of the SDK                                  | ProviderError, no             |
+
+409 counts as transient since the SDK itself takes it for a lock that was not had in time (openai 3.54.0, _base_client).
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+WAY_OUT = "move the job to a provider that is open: tuneport plan --provider all"
+WHO_MAY = (
+    "since 2026-05-07 only organisations that have fine-tuned before, and since 2026-07-02 only those that use a tuned model, may create"
+    " jobs; the last day is 2027-01-06"
+)
+"""Source: OpenAI, Deprecations, section on self-serve fine-tuning (vendor survey of 2026-11-22)."""
+
+_LONGEST_QUOTE = 300
+
+_CLOSED = frozenset({"training_not_available"})
+_NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_NO_MODEL = frozenset({"model_not_found", "model_not_available", "model_not_supported"})
+_WRONG_ACCOUNT = frozenset({"invalid_organization", "mismatched_organization", "mismatched_project", "account_deactivated"})
+_AGAIN = frozenset({408, 409, 425})
+
+
+@contextmanager
+def translated(call: str, service: str = "OpenAI") -> Iterator[None]:
+    """Whatever the SDK raises in the block leaves it as an error of ours. ``call`` says what was tried, e.g. "to read job x"."""
+    import openai  # noqa: PLC0415 -- the SDK is loaded when something is sent
+
+    try:
+        yield
+    except TuneportError:
+        raise
+    except (openai.OpenAIError, openai.InvalidWebhookSignatureError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise mapped(error, call, service) from error
+
+
+def mapped(error: Exception, call: str = "to answer", service: str = "OpenAI") -> TuneportError:
+    """An exception of the SDK (or of reading its answer) as an error of ours; see the table above."""
+    import openai  # noqa: PLC0415
+
+    match error:
+        case openai.APITimeoutError():
+            return ProviderError(f"{service} was asked {call} and did not answer in time", fix="try again; nothing is lost")
+        case openai.APIConnectionError():
+            return _no_connection(error, call, service)
+        case openai.APIResponseValidationError():
+            return unreadable(call, service)
+        case openai.APIStatusError():
+            return _refused(error, call, service)
+        case ValueError() if not isinstance(error, openai.InvalidWebhookSignatureError):
+            return unreadable(call, service)
+    what = f"{service} was asked {call}, and its SDK failed: {type(error).__name__}: {_quote(str(error))}"
+    return ProviderError(what, fix="update it with: pip install -U openai", retry="no")
+
+
+def unreadable(call: str, service: str = "OpenAI") -> ProviderError:
+    """The error for an answer that is not what the vendor's API promises."""
+    return ProviderError(
+        f"{service} was asked {call}, and what came back is not an answer of its API (a web page, or cut off)",
+        fix="check for a proxy or sign-in page in between (HTTPS_PROXY, OPENAI_BASE_URL), then try again",
+    )
+
+
+def no_key() -> CredentialsError:
+    """The error for a key that is not set."""
+    return CredentialsError(f"no key for OpenAI: {KEY_VARIABLE} is not set", fix=f"set the environment variable {KEY_VARIABLE}")
+
+
+def closed(what: str) -> VendorClosedError:
+    """OpenAI takes no (more) jobs; ``what`` says why."""
+    return VendorClosedError(what, fix=WAY_OUT)
+
+
+def _no_connection(error: Exception, call: str, service: str) -> ProviderError:
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in causes):
+        reason = next(str(cause) for cause in causes if "CERTIFICATE" in str(cause).upper())
+        return ProviderError(
+            f"the TLS certificate of {service} is not accepted here ({_quote(reason)})",
+            fix="check this machine's clock, and whether a proxy replaces certificates (SSL_CERT_FILE)",
+        )
+    reason = _quote(str(causes[-1]) or type(causes[-1]).__name__)
+    return ProviderError(
+        f"{service} was asked {call} and cannot be reached ({reason})",
+        fix="check the network, HTTPS_PROXY and OPENAI_BASE_URL, then try again",
+    )
+
+
+def _refused(error: Any, call: str, service: str) -> TuneportError:
+    status, code = int(error.status_code), error.code or ""
+    if (isinstance(error.body, str) and "<" in error.body) or "html" in error.response.headers.get("content-type", ""):
+        return _page(status, call, service)
+    said = f"{status}{f' {code}' if code else ''}: {_quote(_message(error))}"
+    if code in _CLOSED:
+        return closed(f"{service} takes no fine-tuning jobs from this account ({said}); {WHO_MAY}")
+    if code in _NO_CREDIT:
+        return ProviderError(f"the account at {service} has no credit left ({said})", fix="add credit or raise its limit", retry="no")
+    if code in _WRONG_ACCOUNT:
+        fix = f"check that OPENAI_ORG_ID and OPENAI_PROJECT_ID belong to the key in {KEY_VARIABLE}"
+        return CredentialsError(f"{service} does not take this key for this organisation or project ({said})", fix=fix)
+    if status == 401:
+        fix = f"put a valid key into {KEY_VARIABLE}; it may be mistyped, revoked or of another service"
+        return CredentialsError(f"{service} does not accept the key ({said})", fix=fix)
+    if status == 403:
+        fix = "use a key with the right for fine-tuning, models and files in this project, or another project (OPENAI_PROJECT_ID)"
+        return CredentialsError(f"the key lacks the right {call} at {service} ({said})", fix=fix)
+    if status == 429:
+        return ProviderError(
+            f"{service} asks to slow down ({said})", fix="it is tried again later", retry="rate_limit", retry_after=_retry_after(error)
+        )
+    if status >= 500 or status in _AGAIN:
+        return ProviderError(f"{service} was asked {call} and failed ({said})", fix="try again; nothing is lost")
+    return ProviderError(f"{service} was asked {call} and refuses ({said})", fix=_remedy(status, code, error.param), retry="no")
+
+
+def _remedy(status: int, code: str, param: str | None) -> str:
+    if status == 413 or code == "file_too_large":
+        return "make the file smaller: fewer or shorter rows"
+    if code in _NO_MODEL or param == "model":
+        return "choose a model that this account can use: tuneport models, tuneport plan --online"
+    if param in ("training_file", "validation_file"):
+        return "the uploaded file is gone or was refused; submit the job anew, which uploads it again"
+    if status == 404:
+        return "check the name, and that the key belongs to the project that owns it (OPENAI_PROJECT_ID)"
+    return f"correct {param} in the spec" if param else "correct what it names, then submit again"
+
+
+def _page(status: int, call: str, service: str) -> ProviderError:
+    return ProviderError(
+        f"{service} was asked {call}, and a web page came back (status {status}), from a proxy or gateway in between",
+        fix="check HTTPS_PROXY, sign in to the network, or try again later",
+    )
+
+
+def _message(error: Any) -> str:
+    body = error.body
+    if isinstance(body, Mapping):
+        inner = body.get("error")
+        found = inner if isinstance(inner, Mapping) else body
+        return str(found.get("message") or "no reason given")
+    return str(body or "no reason given")
+
+
+def _quote(text: str) -> str:
+    line = " ".join(text.replace("<", " ").replace(">", " ").split()).rstrip(".")
+    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 3] + "..."
+
+
+def _retry_after(error: Any) -> float | None:
+    """Seconds that the vendor asks to wait: retry-after-ms, or Retry-After in seconds or as a date."""
+    headers = error.response.headers
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    try:
+        until = parsedate_to_datetime(headers["retry-after"])
+        sent = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
+    except (KeyError, ValueError):
+        return None
+    return max(0.0, (until - sent).total_seconds())
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
