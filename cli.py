@@ -522,7 +522,8 @@ def prices(
     if as_json:
         _print_json([_plain(p) for p in found])
         return
-    table = _table("provider", "what", "applies to", "USD", "unit", "source", "observed")
+    table = _table("provider", "what", "applies to", "USD", "unit", "observed", "source")
+    sources: dict[str, int] = {}
     for p in found:
         band = f"{p.above_b or 0:g}–{p.upto_b:g}B" if p.upto_b else f">{p.above_b:g}B" if p.above_b else ""
         whose = "" if p.tuned is None else "tuned" if p.tuned else "base"
@@ -530,8 +531,11 @@ def prices(
         stale = staleness(p.source, date.today())
         age = f"{p.source.observed_on} {p.source.grade}" + (f" [yellow]{stale}[/]" if stale else "")
         amount = _range_usd(p.amount.low, p.amount.high)
-        table.add_row(p.provider, p.kind, " ".join(filter(None, applies)), amount, p.unit, _escape(p.source.title), age)
+        number = sources.setdefault(p.source.title, len(sources) + 1)
+        table.add_row(p.provider, p.kind, " ".join(filter(None, applies)), amount, p.unit, age, f"({number})")
     _console().print(table)
+    for title, number in sources.items():
+        _console().print(f"[dim]({number}) {_escape(title)}[/]", highlight=False)
 
 
 @app.command()
@@ -693,8 +697,8 @@ def _table(*columns: str, header: bool = True) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_header=header, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=index == 0)
     return table
 
 

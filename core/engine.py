@@ -1,26 +1,32 @@
-"""The job engine: submits, reconciles, watches and cancels jobs over a ledger and any provider.
+"""The job engine: submits, reconciles, watches and controls jobs over a ledger and any provider.
 
     engine = Engine(Ledger.open(), registry.get, open_rows)
     job = engine.submit(spec, plan)
     engine.watch(job.id)
 
-Only ``submit``, ``resume`` and ``reconcile(resume=True)`` can spend. Everything else reads, or cancels.
+Only ``submit``, ``resume`` and ``reconcile(resume=True)`` can spend. ``cancel``, ``pause`` and ``delete`` change what exists;
+everything else reads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from tuneport.core.errors import CredentialsError, DataError, LedgerError, MissingExtraError, TuneportError, UsageError, VendorClosedError
-from tuneport.core.job import JobEvent, JobState
-from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update
+from tuneport.core.accounts import calibration_of, job_costs
+from tuneport.core.calibration import Calibration, JobCost, calibrated
+from tuneport.core.errors import DataError, LedgerError, ProviderError, TuneportError, UsageError
+from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
+from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
 from tuneport.core.keys import new_job_id
 from tuneport.core.ledger import JobRecord, Ledger, Step
+from tuneport.core.ledger.records import unread
 from tuneport.core.plan import Plan
-from tuneport.core.provider import OpenRows, Provider
+from tuneport.core.provider import OnProgress, OpenRows, Provider
+from tuneport.core.reading import Reader, offered
 from tuneport.core.retry import retrying, verdict
 from tuneport.core.spec import JobSpec
 from tuneport.core.submission import (
@@ -32,70 +38,82 @@ from tuneport.core.submission import (
     check_sources,
     source_facts,
 )
+from tuneport.core.watching import LONGEST_POLL_S, Watcher
 
 __all__ = ["Engine", "Job", "OnUpdate", "Reconciled", "TunedModel", "Update"]
 
-FIRST_POLL_S = 1.0
-LONGEST_POLL_S = 30.0
-POLL_SHARE = 0.1
-"""A job is looked at after a tenth of its age, within these bounds: the end is noticed at most 10 % late."""
-DEFINITE_FAILURES = 5
-"""So many definite refusals of a read in a row end a watch. The first few may be a vendor that does not list a new job yet."""
+GetProvider = Callable[[str, Any], Provider]
+"""Gives a provider by its name and its options, i.e. what stands in the spec under ``options.<name>``: an address, a region or an
+account may be there, and a job can only be reached where it was sent."""
 
 
 class Engine:
     """Runs jobs over one ledger. Safe beside other engines on the same ledger, in this process or others.
 
-    ``provider`` gives a provider by name; ``open_rows`` gives the rows of a spec, so that a submission that was
-    interrupted before its upload can be resumed. ``sleep`` is for tests.
+    ``open_rows`` gives the rows of a spec, so that a submission that was interrupted before its upload can be resumed.
+    ``sleep`` and ``clock`` (seconds, never running backwards) are for tests.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        provider: Callable[[str], Provider],
+        provider: GetProvider,
         open_rows: Callable[[JobSpec], OpenRows],
         *,
         sleep: Sleep = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.ledger = ledger
-        self.provider = provider
+        self._get_provider = provider
         self._open_rows = open_rows
         self._sleep = sleep
+        self._clock = clock
+        self._reader = Reader(ledger, self.provider_of, sleep)
+
+    def provider_of(self, record: JobRecord) -> Provider:
+        """The provider of a job, as the options in its spec reach it."""
+        return self._get_provider(record.provider, self.ledger.options(record.id).for_provider(record.provider))
 
     # Spending
 
-    def submit(self, spec: JobSpec, plan: Plan, rows: OpenRows | None = None) -> Job:
-        """Make a new job of ``plan``, exactly once. ``rows`` saves opening the spec's data again.
+    def submit(self, spec: JobSpec, plan: Plan, rows: OpenRows | None = None, *, on_progress: OnProgress | None = None) -> Job:
+        """Make a new job of ``plan``, exactly once. ``rows`` saves opening the spec's data again; ``on_progress`` follows the upload.
 
+        Give the plan as it was compiled: the engine itself corrects its cost by earlier bills (``calibration``), holds the result
+        against the budget and stores both.
         Submitting the same spec twice makes two jobs; to finish an interrupted one use ``resume``.
         Raises RefusedError, BudgetError or SpecError before anything is written or sent; afterwards the provider's
         error: the job has then failed if that proves that nothing was made, else it stays resumable.
         """
-        check_before_spending(spec, plan)
+        cost = calibrated(plan.cost, self.calibration(plan.provider))
+        check_before_spending(spec, plan.model_copy(update={"cost": cost}))
         spec = _with_absolute_paths(spec)
-        provider = self.provider(plan.provider)
+        provider = self._get_provider(plan.provider, spec.options.for_provider(plan.provider))
         rows = rows or self._open_rows(spec)
         self.reconcile()
         while True:
             job_id = new_job_id()
             with self.ledger.claim(job_id) as held:  # before the intent is visible, so that no reconcile gets in between
-                if held is not None and self.ledger.add(job_id, spec, plan, source_facts(spec)):
-                    Submission(self.ledger, provider, job_id, held, self._sleep).carry_out(rows)
+                if held is not None and self.ledger.add(job_id, spec, plan, source_facts(spec), estimate=cost.usd):
+                    Submission(self.ledger, provider, job_id, held, self._sleep, on_progress).carry_out(rows)
                     return self.job(job_id)
 
     def resume(self, job_id: str) -> Job:
-        """Finish a submission that was interrupted; a job that is already made is adopted. Harmless on any other job.
+        """Go on with a paused job, or finish a submission that was interrupted (one that is made is adopted). Else harmless.
 
-        Raises UsageError when its data has changed since, and what ``submit`` raises.
+        Raises UsageError when an unfinished job's data has changed since, ProviderError when the provider cannot be asked or does
+        not resume, and what ``submit`` raises.
         """
         with self.ledger.claim(job_id) as held:
             record = self.ledger.get(job_id)
-            if held is not None and record.ref is None and not record.state.terminal:
-                submission = Submission(self.ledger, self.provider(record.provider), job_id, held, self._sleep)
-                if submission.adopt(wait=False) is None:
-                    check_sources(self.ledger, record)
-                    submission.carry_out(self._open_rows(self.ledger.spec(job_id)))
+            if held is not None and not record.state.terminal:
+                if record.ref is not None:
+                    self._resume_paused(record, record.ref)
+                else:
+                    submission = Submission(self.ledger, self.provider_of(record), job_id, held, self._sleep)
+                    if submission.adopt(wait=False) is None:
+                        check_sources(self.ledger, record)
+                        submission.carry_out(self._open_rows(self.ledger.spec(job_id)))
         return self.job(job_id)
 
     def reconcile(self, *, resume: bool = False) -> list[Reconciled]:
@@ -118,12 +136,23 @@ class Engine:
 
     def refresh(self, job_id: str) -> Job:
         """Ask the provider once and store the answer. A failed read keeps the last good state (``Job.freshness``)."""
-        return Job(self, self._read(self.ledger.get(job_id), attempts=3)[0])
+        return Job(self, self._reader.state(self.ledger.get(job_id), attempts=3)[0])
 
     def events(self, job_id: str) -> Iterator[JobEvent]:
-        """The job's events, oldest first. New ones are read from the provider where it can be reached, and kept."""
-        self._sync_events(self.ledger.get(job_id), attempts=3)
+        """The job's events, oldest first. New ones are read from the provider where it can be reached, and kept.
+
+        Raises ProviderError when the provider has no events at all.
+        """
+        self._reader.events(self.ledger.get(job_id), attempts=3)
         yield from self.ledger.events(job_id)
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The job's checkpoints, by step; those that are known where the provider cannot be reached.
+
+        Raises ProviderError when the provider has no checkpoints at all.
+        """
+        self._reader.checkpoints(self.ledger.get(job_id), attempts=3)
+        return self.ledger.checkpoints(job_id)
 
     def logs(self, job_id: str) -> Iterator[str]:
         """Changes of state and events as lines of text, in order of time. Reads only the ledger."""
@@ -139,36 +168,54 @@ class Engine:
             yield f"{at:%Y-%m-%d %H:%M:%S}Z {line}"
 
     def watch(self, job_id: str, on_update: OnUpdate | None = None, *, max_s: float = LONGEST_POLL_S) -> Job:
-        """Look at the job until it ends; returns it whatever the end. Survives an unreachable provider.
+        """Look at the job until it ends or is paused; returns it whatever the end. Survives an unreachable provider.
 
-        Looks after 1 s at first, then ever more rarely, at least every ``max_s`` seconds; obeys a vendor's rate limit.
+        A paused job does not move by itself: ``resume`` it and watch again. Looks after 1 s at first, then ever more rarely, at
+        least every ``max_s`` seconds where the provider's rate allows it; obeys a vendor's rate limit.
         Raises UsageError when the job was never made, and the provider's error when it refuses reads for good.
         """
-        self.reconcile()
-        failures = refusals = 0
-        while True:
-            record = self.ledger.get(job_id)
-            if record.ref is None and not record.state.terminal:
-                record, error = self._await_creation(record), None
-            else:
-                record, error = self._read(record, attempts=1)
-            new = self._sync_events(record, attempts=1) if error is None else []
-            if on_update is not None:
-                on_update(Update(record, tuple(new)))
-            if record.state.terminal:
-                return Job(self, record)
-            failures = failures + 1 if error else 0
-            refusals = refusals + 1 if error and verdict(error).kind == "no" else 0
-            if error and (refusals >= DEFINITE_FAILURES or isinstance(error, (CredentialsError, MissingExtraError, VendorClosedError))):
-                raise error
-            self._sleep(self._pause(record, failures, error, max_s))
+        watcher = self._watch([job_id], on_update, max_s)
+        if job_id in watcher.errors:
+            raise watcher.errors[job_id]
+        return self.job(job_id)
 
-    # Cancelling
+    def watch_many(self, job_ids: Iterable[str], on_update: OnUpdate | None = None, *, max_s: float = LONGEST_POLL_S) -> list[Job]:
+        """Look at many jobs until each has ended or is paused, within the rate that each provider allows; returns them in order.
+
+        A job whose reads are refused for good is given up without holding up the others: its last update carries the error, and it
+        is returned in the state it was last seen in. Raises UsageError when the ledger has no such job.
+        """
+        wanted = list(job_ids)
+        self._watch(wanted, on_update, max_s)
+        return [self.job(job_id) for job_id in wanted]
+
+    def _watch(self, job_ids: list[str], on_update: OnUpdate | None, max_s: float) -> Watcher:
+        self.reconcile()
+        watcher = Watcher(
+            self.ledger, self.provider_of, self._await_creation, sleep=self._sleep, clock=self._clock, on_update=on_update, max_s=max_s
+        )
+        watcher.run(job_ids)
+        return watcher
+
+    # Estimates and bills
+
+    def calibration(self, provider: str) -> Calibration | None:
+        """What the bills of a provider in this ledger teach about its estimates; None while there are fewer than 3.
+
+        For ``tuneport.core.calibration.calibrated(plan.cost, ...)``.
+        """
+        return calibration_of(self.ledger, provider)
+
+    def costs(self, *, limit: int | None = 50, provider: str | None = None) -> list[JobCost]:
+        """The latest jobs' estimates beside their bills, newest first. ``tuneport.core.calibration.totals`` adds them up."""
+        return job_costs(self.ledger, self.ledger.latest(limit=limit, provider=provider))
+
+    # Changing what exists
 
     def cancel(self, job_id: str) -> Job:
         """Ask the provider to stop the job; harmless on a job that has ended. One that was not made yet never will be.
 
-        Raises ProviderError or CredentialsError when the provider cannot be asked.
+        Raises ProviderError or CredentialsError when the provider cannot be asked, or does not cancel.
         """
         record = self.ledger.get(job_id)
         if record.ref is None and not record.state.terminal:
@@ -179,9 +226,59 @@ class Engine:
                 self._cancel_unmade(job_id, held)
             record = self.ledger.get(job_id)
         if record.ref is not None and not (record.state.terminal or record.state is JobState.CANCELLING):
-            ref, provider = record.ref, self.provider(record.provider)
+            ref, provider = record.ref, offered(self.provider_of(record), "cancel")
             record = self.ledger.observe(job_id, retrying(lambda: provider.cancel(ref), sleep=self._sleep), "cancel asked for")
         return Job(self, record)
+
+    def pause(self, job_id: str) -> Job:
+        """Ask the provider to halt the job, so that ``resume`` can go on from there; harmless on a paused job.
+
+        Raises UsageError when the job has ended or is not made, ProviderError when the provider cannot be asked or does not pause.
+        """
+        record = self.ledger.get(job_id)
+        if record.ref is None or record.state.terminal:
+            raise UsageError(f"job {job_id} is {record.state.value}, so there is nothing to pause", fix=f"see: tuneport status {job_id}")
+        if record.state is not JobState.PAUSED:
+            ref, provider = record.ref, offered(self.provider_of(record), "pause")
+            self.ledger.asked(job_id, "pause asked for", pause=True)
+            remote = self._ask(lambda: provider.pause(ref), lambda: provider.poll(ref), lambda state: state is JobState.PAUSED)
+            record = self.ledger.observe(job_id, remote)
+        return Job(self, record)
+
+    def download(self, job_id: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
+        """Bring the tuned weights into ``folder``; goes on where an earlier call broke off. Returns the files.
+
+        Raises JobFailedError when there is no tuned model (any more), ProviderError when the provider cannot be asked or does not
+        give weights away.
+        """
+        record = self.ledger.get(job_id)
+        ref = _finished(record)
+        provider = offered(self.provider_of(record), "download")
+        files = retrying(lambda: provider.download(ref, folder, on_progress), sleep=self._sleep)
+        self.ledger.asked(job_id, f"{len(files)} files downloaded into {folder}")
+        return files
+
+    def delete(self, job_id: str) -> list[str]:
+        """Remove what an ended job left at the provider, its tuned model first of all; returns the names. The ledger keeps the job.
+
+        Raises UsageError when the job still runs or was never made, ProviderError when the provider cannot be asked or deletes
+        nothing.
+        """
+        record = self.ledger.get(job_id)
+        if not record.state.terminal:
+            fix = f"stop it first: tuneport cancel {job_id}"
+            raise UsageError(f"job {job_id} is {record.state.value}, so it cannot be deleted", fix=fix)
+        if record.ref is None:
+            left = ", ".join((record.uploads or {}).values())
+            raise UsageError(
+                f"job {job_id} was never made at {record.provider}, so there is nothing of it to delete",
+                fix=f"what it uploaded can be removed there: {left}" if left else "nothing needs to be done",
+            )
+        ref, provider = record.ref, offered(self.provider_of(record), "delete")
+        self.ledger.asked(job_id, "deletion asked for")
+        names = retrying(lambda: provider.delete(ref), sleep=self._sleep)
+        self.ledger.asked(job_id, f"deleted at {record.provider}: {', '.join(names) or 'nothing was left'}", deleted=True)
+        return names
 
     # Inner parts
 
@@ -191,7 +288,7 @@ class Engine:
                 return Reconciled(record.id, "busy", "another process is submitting it")
             record = self.ledger.get(record.id)  # it may have moved before the claim
             try:
-                submission = Submission(self.ledger, self.provider(record.provider), record.id, held, self._sleep)
+                submission = Submission(self.ledger, self.provider_of(record), record.id, held, self._sleep)
                 return self._settle(record, submission, resume)
             except LedgerError:
                 raise
@@ -202,7 +299,7 @@ class Engine:
                 if isinstance(error, (DataError, UsageError)):
                     self.ledger.note(record.id, str(error))
                     return Reconciled(record.id, "interrupted", str(error))
-                self.ledger.read_failed(record.id, str(error))
+                self.ledger.read_failed(record.id, unread(error))
                 return Reconciled(record.id, "unreachable", str(error))
 
     def _settle(self, record: JobRecord, submission: Submission, resume: bool) -> Reconciled:
@@ -231,56 +328,45 @@ class Engine:
             raise UsageError(f"job {record.id} was interrupted before {record.provider} made it; nothing was spent", fix=RESUME_FIX)
         return self.ledger.get(record.id)
 
-    def _read(self, record: JobRecord, *, attempts: int) -> tuple[JobRecord, TuneportError | None]:
-        """Poll and store; the error, if there was one, is stored beside the last good state."""
-        bill_missing = record.state is JobState.SUCCEEDED and record.billed_usd is None and record.billed_tokens is None
-        if record.ref is None or (record.state.terminal and not bill_missing):
-            return record, None
-        ref = record.ref
-        try:
-            provider = self.provider(record.provider)
-            remote = retrying(lambda: provider.poll(ref), attempts=attempts, sleep=self._sleep)
-        except LedgerError:
-            raise
-        except TuneportError as error:
-            return self.ledger.read_failed(record.id, str(error)), error
-        return self.ledger.observe(record.id, remote), None
+    def _resume_paused(self, record: JobRecord, ref: str) -> None:
+        record, error = self._reader.state(record, attempts=3)
+        if error is not None:
+            raise error
+        if record.state.terminal or not (record.state is JobState.PAUSED or record.pausing):
+            return
+        provider = offered(self.provider_of(record), "resume")
+        self.ledger.asked(record.id, "resume asked for", resume=True)
+        remote = self._ask(lambda: provider.resume(ref), lambda: provider.poll(ref), lambda state: state is not JobState.PAUSED)
+        self.ledger.observe(record.id, remote)
 
-    def _sync_events(self, record: JobRecord, *, attempts: int) -> list[JobEvent]:
-        if record.ref is None:
-            return []
-        ref = record.ref
+    def _ask(self, call: Callable[[], RemoteJob], poll: Callable[[], RemoteJob], done: Callable[[JobState], bool]) -> RemoteJob:
+        """Call; a refusal is none when the job is where the call would bring it (the answer of an earlier try was lost)."""
         try:
-            provider = self.provider(record.provider)
-            found = retrying(lambda: list(provider.events(ref)), attempts=attempts, sleep=self._sleep)
-        except LedgerError:
-            raise
-        except TuneportError as error:
-            self.ledger.read_failed(record.id, str(error))
-            return []
-        return self.ledger.add_events(record.id, found)
+            return retrying(call, sleep=self._sleep)
+        except ProviderError as error:
+            if verdict(error).kind != "no":
+                raise
+            remote = retrying(poll, sleep=self._sleep)
+            if not done(remote.state):
+                raise
+            return remote
 
     def _cancel_unmade(self, job_id: str, held: Callable[[], bool]) -> None:
         record = self.ledger.get(job_id)
         if record.ref is not None or record.state.terminal:
             return
         if record.step is Step.CREATING:
-            submission = Submission(self.ledger, self.provider(record.provider), job_id, held, self._sleep)
+            submission = Submission(self.ledger, self.provider_of(record), job_id, held, self._sleep)
             if submission.adopt(wait=True) is not None:
                 return
         self.ledger.ended_unmade(job_id, JobState.CANCELLED, "cancelled before it was created")
 
-    def _pause(self, record: JobRecord, failures: int, error: TuneportError | None, max_s: float) -> float:
-        asked = verdict(error).after if error else None
-        if asked is not None:
-            return asked
-        if failures:
-            return min(FIRST_POLL_S * 2.0 ** min(failures - 1, 10), max_s)
-        age = (self.ledger.now() - record.created_at).total_seconds()
-        pause = min(max(POLL_SHARE * age, FIRST_POLL_S), max_s)
-        if record.seconds_left is not None:  # near the end the vendor's own estimate says how soon to look
-            pause = min(pause, max(record.seconds_left / 2, FIRST_POLL_S))
-        return pause
+
+def _finished(record: JobRecord) -> str:
+    """The ref of a job that has a tuned model. Raises JobFailedError when it has none (any more)."""
+    if record.ref is None or record.tuned_model is None or record.deleted_at is not None:
+        raise no_model(record)
+    return record.ref
 
 
 def _with_absolute_paths(spec: JobSpec) -> JobSpec:

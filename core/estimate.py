@@ -13,11 +13,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tuneport.core.catalogue import Offering
+from tuneport.core.catalogue import Offering, load_catalogue
+from tuneport.core.errors import CatalogueError
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.prices import Price, PriceBook, load_prices
 from tuneport.core.sources import Entry, Source, SourceEntry, read_builtin, source_for, staleness
+from tuneport.core.spec import JobSpec
 
+AT_MINIMUM = "lifted to the minimum charge"
+"""Stands in the basis of a line that a minimum charge decides."""
 MILLION = 1e6
 HOUR = 3600.0
 
@@ -117,6 +121,27 @@ def training_cost(
     return Cost(lines=(CostLine(item="training", usd=None, basis=basis),))
 
 
+def tokens_bill(provider: str, spec: JobSpec, tokens: int, on: date) -> CostLine | None:
+    """What the tokens that a vendor billed for a job come to in USD, by the price of the day it was submitted.
+
+    For vendors that report tokens but no price (OpenAI: ``trained_tokens`` are the billable ones). None when the price book has
+    no price per token for the job, or the catalogue no longer has its model.
+    """
+    try:
+        offering = load_catalogue().offering(spec, provider)
+    except CatalogueError:
+        return None
+    find = _finder(offering, spec.method, on)
+    kind = spec.tuning.kind
+    kinds = [kind] if kind is not None or not offering.tunings else sorted(offering.tunings)
+    prices = [price for price in (find("train_token", kind) for kind in kinds) if price is not None]
+    if not prices or len(prices) < len(kinds):
+        return None
+    price = _spanning(prices)
+    line = _line("billed tokens", Range(low=tokens, high=tokens), price, on)
+    return line if price.min_charge is None or line.usd is None else _lifted(line, line.usd, Range(low=0, high=0), price.min_charge)
+
+
 def _finder(offering: Offering, method: str, today: date) -> Callable[[str, str | None], Price | None]:
     book: PriceBook = load_prices()
 
@@ -161,7 +186,7 @@ def _lifted(line: CostLine, usd: Range, beside: Range, minimum: Range) -> CostLi
     high = max(usd.high, minimum.high - beside.high, low)
     if (low, high) == (usd.low, usd.high):
         return line
-    basis = f"{line.basis}; lifted to the minimum charge of {_usd(minimum)} USD per job"
+    basis = f"{line.basis}; {AT_MINIMUM} of {_usd(minimum)} USD per job"
     return line.model_copy(update={"usd": Range(low=low, high=high), "basis": basis})
 
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuneport.core.errors import JobFailedError
-from tuneport.core.job import JobEvent, JobState
+from tuneport.core.errors import JobFailedError, TuneportError
+from tuneport.core.job import Checkpoint, JobEvent, JobState
 from tuneport.core.ledger import JobRecord, Transition
-from tuneport.core.provider import ChatReply, ChatRequest
+from tuneport.core.provider import ChatReply, ChatRequest, OnProgress
+from tuneport.core.reading import offered
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tuneport.core.engine import Engine
     from tuneport.core.plan import Plan
     from tuneport.core.spec import JobSpec
@@ -19,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a look at the provider brought: the job as it is known now, and the events that are new."""
+    """What a look at the provider brought: the job as it is known now, the events that are new, and why it could not be read."""
 
     job: JobRecord
     events: tuple[JobEvent, ...] = ()
+    error: TuneportError | None = None
 
 
 OnUpdate = Callable[[Update], None]
@@ -35,13 +39,14 @@ class TunedModel:
     name: str
     provider: str
     _engine: Engine
+    _record: JobRecord
 
     def chat(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         """Answer the requests with greedy decoding; replies come in any order, each with its request's id.
 
-        Raises CredentialsError or ProviderError when the provider cannot be used at all.
+        Raises CredentialsError or ProviderError when the provider cannot be used at all, or offers no chat.
         """
-        return self._engine.provider(self.provider).chat(self.name, requests)
+        return offered(self._engine.provider_of(self._record), "chat").chat(self.name, requests)
 
 
 class Job:
@@ -99,7 +104,7 @@ class Job:
 
     @property
     def freshness(self) -> str:
-        """How old the state is while the provider cannot be read, e.g. "seen 4 min ago; <why>"; otherwise empty."""
+        """How old the state is while the provider cannot be read, e.g. "seen 4 min ago, vendor unreachable: <why>"; else empty."""
         return self.record.freshness(self._engine.ledger.now())
 
     @property
@@ -114,11 +119,10 @@ class Job:
 
     @property
     def model(self) -> TunedModel:
-        """The tuned model. Raises JobFailedError when the job has not produced one (yet)."""
-        if self.tuned_model is None:
-            what = f"job {self.id} is {self.state.value} and has no tuned model"
-            raise JobFailedError(what, fix=f"wait for it: tuneport watch {self.id}")
-        return TunedModel(self.tuned_model, self.provider, self._engine)
+        """The tuned model. Raises JobFailedError when the job has not produced one (yet), or it was deleted."""
+        if self.tuned_model is None or self.record.deleted_at is not None:
+            raise no_model(self.record)
+        return TunedModel(self.tuned_model, self.provider, self._engine, self.record)
 
     def refresh(self) -> Job:
         """Ask the provider once. When it cannot be read, the last good state stays and ``freshness`` says so."""
@@ -126,11 +130,14 @@ class Job:
         return self
 
     def wait(self, on_update: OnUpdate | None = None, *, max_s: float = 30.0) -> Job:
-        """Wait until the job ends; ``on_update`` is called after every look, at most ``max_s`` seconds apart.
+        """Wait until the job ends; ``on_update`` is called after every look, about ``max_s`` seconds apart at most.
 
-        Raises JobFailedError when it ends without a model, and what ``Engine.watch`` raises.
+        Raises JobFailedError when it ends without a model or is paused, and what ``Engine.watch`` raises.
         """
         self.record = self._engine.watch(self.id, on_update, max_s=max_s).record
+        if self.state is JobState.PAUSED:
+            what = f"job {self.id} is paused at {self.provider} and does not move by itself"
+            raise JobFailedError(what, fix=f"go on with it: tuneport resume {self.id}")
         if self.state is not JobState.SUCCEEDED:
             why = f": {self.message}" if self.message else ""
             what = f"job {self.id} at {self.provider} ended as {self.state.value}{why}"
@@ -138,11 +145,18 @@ class Job:
         return self
 
     def events(self) -> Iterator[JobEvent]:
-        """The job's events so far, oldest first, read from the provider once more where it can be reached."""
+        """The job's events so far, oldest first, read from the provider once more where it can be reached.
+
+        Raises ProviderError when the provider has no events at all.
+        """
         return self._engine.events(self.id)
 
+    def checkpoints(self) -> list[Checkpoint]:
+        """The job's checkpoints, by step; see ``Engine.checkpoints``."""
+        return self._engine.checkpoints(self.id)
+
     def history(self) -> list[Transition]:
-        """Every change of state, oldest first."""
+        """Every change of state and everything that was asked of the provider, oldest first."""
         return self._engine.ledger.transitions(self.id)
 
     def logs(self) -> Iterator[str]:
@@ -153,3 +167,33 @@ class Job:
         """Ask the provider to stop; the job is cancelled once a later ``refresh`` says so."""
         self.record = self._engine.cancel(self.id).record
         return self
+
+    def pause(self) -> Job:
+        """Ask the provider to halt the job; see ``Engine.pause``."""
+        self.record = self._engine.pause(self.id).record
+        return self
+
+    def resume(self) -> Job:
+        """Go on with the job where it is paused or its submission was interrupted; see ``Engine.resume``. This spends."""
+        self.record = self._engine.resume(self.id).record
+        return self
+
+    def download(self, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
+        """Bring the tuned weights into ``folder``; see ``Engine.download``."""
+        return self._engine.download(self.id, folder, on_progress)
+
+    def delete(self) -> list[str]:
+        """Remove what the job left at the provider; see ``Engine.delete``."""
+        names = self._engine.delete(self.id)
+        self.record = self._engine.job(self.id).record
+        return names
+
+
+def no_model(record: JobRecord) -> JobFailedError:
+    """Why a job has no tuned model that could be used."""
+    if record.deleted_at is not None:
+        gone = f"job {record.id}'s tuned model was deleted at {record.provider} on {record.deleted_at:%Y-%m-%d}"
+        return JobFailedError(gone, fix="train it again: tuneport submit")
+    what = f"job {record.id} is {record.state.value} and has no tuned model"
+    fix = f"see why: tuneport events {record.id}" if record.state.terminal else f"wait for it: tuneport watch {record.id}"
+    return JobFailedError(what, fix=fix)

@@ -86,3 +86,10 @@ class ProviderOptions(BaseModel):
     together: TogetherOptions = TogetherOptions()
     fireworks: FireworksOptions = FireworksOptions()
     local: LocalOptions = LocalOptions()
+
+    def for_provider(self, name: str) -> Options | dict[str, Any] | None:
+        """One provider's options; None for a plugin without any."""
+        if name in type(self).model_fields:
+            options: Options = getattr(self, name)
+            return options
+        return (self.__pydantic_extra__ or {}).get(name)

@@ -57,6 +57,11 @@ def redact(text: str) -> str:
     return _NAMED.sub(rf"\1\2{MASK}", _SHAPES.sub(MASK, text))
 
 
+def spans(text: str) -> Iterator[tuple[int, int]]:
+    """Start and end of everything in the text that has the shape of a known secret; variables and field names are not looked at."""
+    return (match.span() for match in _SHAPES.finditer(text))
+
+
 def looks_secret(text: str) -> bool:
     """Whether the text is, or holds, a secret, or is what people call the field for one (``api_key``, ``hf_token``)."""
     return bool(_SECRET_NAME.search(text)) or redact(text) != text

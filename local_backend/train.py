@@ -1,8 +1,8 @@
 """The training worker: ``python -m tuneport.local_backend.train JOBDIR``, a process of its own that outlives its starter.
 
 It holds the job's lock while it lives, writes state and events, and ends as succeeded, failed or cancelled. Killed at any
-moment, the next worker goes on from the last whole checkpoint and reaches the same losses. SIGTERM cancels: the step in
-hand is finished, a checkpoint is saved, and the worker ends.
+moment, the next worker goes on from the last whole checkpoint and reaches the same losses. Asked to cancel or
+pause, or told so by SIGTERM, it finishes the step in hand, saves a checkpoint and ends.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,28 +20,20 @@ from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageE
 from tuneport.core.secrets import redact
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState
-from tuneport.local_backend.models import (
-    choose_device,
-    load_model,
-    load_tokenizer,
-    locate,
-    prepare,
-    require_training_stack,
-)
+from tuneport.local_backend.models import choose_device, load_model, load_tokenizer, locate, prepare, require_training_stack
+from tuneport.local_backend.process import ATTEMPT_VARIABLE, LOCK_VARIABLE
 
 if TYPE_CHECKING:
     from tuneport.local_backend.chat import Encoded
     from tuneport.local_backend.trainer import Run
 
-LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
-"""Names the inherited descriptor of the job's lock."""
 STATE_PAUSE = 0.5
 """Seconds between two writes of the state at least, so that fast steps do not wait for the disk."""
 LISTED_ROWS = 5
 
 
-class _Cancelled(Exception):  # noqa: N818 - not an error: the user asked for it
-    """The user cancelled before or during training."""
+class _Stopped(Exception):
+    """The user, or the system by SIGTERM, ended the run early."""
 
 
 class Worker:
@@ -50,27 +41,31 @@ class Worker:
 
     def __init__(self, job: JobDir) -> None:
         self.job = job
-        worker = job.worker()
-        previous = job.state()
-        self.attempt = (worker[1] + 1) if worker else 1
-        self._cancel = False
-        self._state = WorkerState("starting", attempt=self.attempt, step=previous.step if previous else 0)
+        self._terminated = False
+        self._interruptible = False
+        self._state = WorkerState("preparing", attempt=int(os.environ.pop(ATTEMPT_VARIABLE, "1")))
         self._written = 0.0
 
-    def request_cancel(self, *_: Any) -> None:
-        """The SIGTERM handler."""
-        self._cancel = True
+    def terminate(self, *_: Any) -> None:
+        """The SIGTERM handler: ends loading at once, and training after the step in hand."""
+        self._terminated = True
+        if self._interruptible:
+            self._interruptible = False
+            raise _Stopped
+
+    def stopping(self) -> bool:
+        """Must the run end early?"""
+        return self._terminated or self.job.asked() is not None
 
     def run(self) -> int:
         """Do the whole job; the exit status is 0 when it succeeded or was cancelled."""
-        signal.signal(signal.SIGTERM, self.request_cancel)
+        signal.signal(signal.SIGTERM, self.terminate)
         self.job.mend_events()
-        self.job.set_worker(os.getpid(), self.attempt)
-        self._set("preparing", "loading the training libraries")
         try:
+            self._set("preparing", "loading the training libraries")
             self._work()
-        except _Cancelled:
-            return self._end("cancelled", self._where_left())
+        except _Stopped:
+            return self._end(*self._stopped())
         except TuneportError as error:
             return self._end("failed", str(error))
         except Exception as error:  # noqa: BLE001 - the process ends here; whatever it was must reach the job's state and log
@@ -86,8 +81,11 @@ class Worker:
             return
         config = TrainConfig.model_validate_json(self.job.config.read_text(encoding="utf-8"))
         require_training_stack()
-        self._quieten()
+        self._interruptible = True
+        self._stop_if_asked()
+        _quieten()
         run = self._prepare(config)
+        self._interruptible = False
         from tuneport.local_backend.card import save_adapter  # noqa: PLC0415 - imports torch
         from tuneport.local_backend.trainer import train  # noqa: PLC0415
 
@@ -99,8 +97,8 @@ class Worker:
             self._note(f"training {run.steps} steps of {config.batch_size} rows on {run.device}")
         self._set("training", "", step=step, total_steps=run.steps)
         best, stopped = train(run, checkpoint)
-        if self._cancel:
-            raise _Cancelled
+        if self._state.phase == "stopping":
+            raise _Stopped
         if stopped:
             self._note("stopped early: the validation loss no longer falls")
         self._set("saving", "writing the adapter", step=self._state.step, seconds_left=None)
@@ -115,11 +113,11 @@ class Worker:
         self._set("preparing", f"loading {config.model}")
         device = choose_device(config.device)
         source = locate(config.model)
-        self._stop_if_cancelled()
+        self._stop_if_asked()
         folder = prepare(source)
         tokenizer = load_tokenizer(folder, self.job.chat_template if self.job.chat_template.exists() else None)
         model = load_model(folder, dtype=config.dtype, device=device)
-        self._stop_if_cancelled()
+        self._stop_if_asked()
         self._set("preparing", "tokenizing the rows")
         limit = config.max_seq_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
         encoded = {role: self._encode(role, config, tokenizer, model, limit) for role in ("train", "validation")}
@@ -138,7 +136,7 @@ class Worker:
             train=encoded["train"],
             validation=encoded["validation"],
             checkpointing=device == "cuda" and _needs_checkpointing(model, config, encoded["train"]),
-            cancelled=lambda: self._cancel,
+            stopping=self.stopping,
             progress=self._progress,
         )
 
@@ -174,7 +172,7 @@ class Worker:
     # -- what the others see -------------------------------------------------------------------------------------------
 
     def _progress(self, step: int, of: int, seconds_left: float | None) -> None:
-        phase = "cancelling" if self._cancel else "training"
+        phase = "stopping" if self.stopping() and step < of else "training"
         self._state = replace(self._state, phase=phase, step=step, total_steps=of, seconds_left=seconds_left, message="")
         if time.monotonic() - self._written >= STATE_PAUSE or step == of:
             self._write()
@@ -196,13 +194,17 @@ class Worker:
         self._set(phase, message, seconds_left=None)
         return 1 if phase == "failed" else 0
 
-    def _stop_if_cancelled(self) -> None:
-        if self._cancel:
-            raise _Cancelled
+    def _stop_if_asked(self) -> None:
+        if self.stopping():
+            raise _Stopped
 
-    def _where_left(self) -> str:
+    def _stopped(self) -> tuple[str, str]:
+        """(phase, message) of a run that ended early."""
         found = self.job.last_checkpoint()
-        return f"cancelled by the user; the last checkpoint is of step {found[0]}" if found else "cancelled by the user before any checkpoint"
+        where = f"the last checkpoint is of step {found[0]}" if found else "before any checkpoint"
+        if self.job.asked() == "cancel":
+            return "cancelled", f"cancelled by the user; {where}"
+        return "paused", f"{'paused by the user' if self.job.asked() else 'stopped by SIGTERM'}; {where}; go on with: tuneport resume"
 
     def _explain(self, error: Exception) -> str:
         """One sentence for the job's state. Memory is the usual reason, and has a remedy."""
@@ -217,12 +219,12 @@ class Worker:
         first = text.strip().splitlines()
         return f"{type(error).__name__}: {first[0] if first else 'no message'}; the whole story is in {self.job.log}"
 
-    def _quieten(self) -> None:
-        """The log keeps warnings of the libraries, not their progress bars; nothing is reported to anyone."""
-        import transformers  # noqa: PLC0415
 
-        transformers.utils.logging.disable_progress_bar()
-        self._stop_if_cancelled()
+def _quieten() -> None:
+    """The log keeps the libraries' warnings, not their progress bars."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    logging.disable_progress_bar()
 
 
 def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Encoded]) -> bool:
@@ -249,28 +251,8 @@ def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Encoded]) -
     return need is None or need.high > free
 
 
-def cpu_environment() -> dict[str, str]:
-    """Settings that must stand before Python starts. Measured on the CPU (November 2026): 4.8 → 2.6 s a step.
-
-    Large blocks then stay with the process instead of going back to the system after every tensor.
-    """
-    return {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
-
-
-def worker_environment() -> dict[str, str]:
-    """The environment of every worker: fast memory on the CPU, one GPU, no telemetry."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return {
-        **cpu_environment(),
-        "CUDA_VISIBLE_DEVICES": visible.split(",")[0] if visible is not None else "0",
-        "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "true",
-    }
-
-
-def main(arguments: list[str], on_ready: Callable[[Worker], None] = lambda _: None) -> int:
-    """Entry point. Exits with 3 when another worker holds the job."""
+def main(arguments: list[str]) -> int:
+    """Entry point. Raises ProviderError when another worker holds the job."""
     if len(arguments) != 1:
         raise UsageError("the worker takes one argument, the job's folder", fix="start it through LocalProvider")
     job = JobDir(Path(arguments[0]))
@@ -279,14 +261,12 @@ def main(arguments: list[str], on_ready: Callable[[Worker], None] = lambda _: No
         os.set_inheritable(int(inherited), False)
     elif job.take_lock() is None:
         raise ProviderError(f"another worker holds {job.path}", fix="wait for it, or cancel it")
-    worker = Worker(job)
-    on_ready(worker)
-    return worker.run()
+    return Worker(job).run()
 
 
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except TuneportError as fault:
-        print(f"error: {fault}", file=sys.stderr)  # noqa: T201 - the worker's log
+        print(f"error: {fault}", file=sys.stderr)
         sys.exit(fault.exit_code)

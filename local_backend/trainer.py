@@ -39,7 +39,7 @@ class Run:
     train: Sequence[Encoded]
     validation: Sequence[Encoded]
     checkpointing: bool  # recompute activations to save memory
-    cancelled: Callable[[], bool]
+    stopping: Callable[[], bool]  # must the run end early?
     progress: Callable[[int, int, float | None], None]  # step, of how many, seconds left
 
     @property
@@ -127,15 +127,16 @@ class _Story(TrainerCallback):  # type: ignore[misc]
     def attach(self, trainer: Any) -> None:
         self._trainer = trainer
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         self._first_step = state.global_step
         self._began = self._last = time.monotonic()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
         if not math.isfinite(logs["loss"]):
-            raise JobFailedError(f"the loss became {logs['loss']} at step {state.global_step}", fix="lower training.learning_rate and submit anew")
+            what = f"the loss became {logs['loss']} at step {state.global_step}"
+            raise JobFailedError(what, fix="lower training.learning_rate and submit anew")
         now = time.monotonic()
         metrics = {"step": float(state.global_step), "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
         metrics["epoch"] = state.global_step * self.run.config.batch_size / len(self.run.train)
@@ -147,7 +148,7 @@ class _Story(TrainerCallback):  # type: ignore[misc]
         self._tokens, self._last = int(tokens), now
         self.run.job.add_event(f"step {state.global_step} of {self.run.steps}", metrics=metrics)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
         if step in self._evaluate_at:
             self._evaluate(state)
@@ -156,13 +157,13 @@ class _Story(TrainerCallback):  # type: ignore[misc]
                 control.should_training_stop = True
         if step in self._save_at:
             control.should_save = True
-        if self.run.cancelled():
+        if self.run.stopping() and step < self.run.steps:
             control.should_save = control.should_training_stop = True
         done = step - self._first_step
         left = (time.monotonic() - self._began) / done * (self.run.steps - step) if done else None
         self.run.progress(step, self.run.steps, left)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
         folder = self.run.job.checkpoints / f"checkpoint-{state.global_step}"
         (folder / COMPLETE).touch()
         self.run.job.add_event(f"checkpoint saved at step {state.global_step}", metrics={"step": float(state.global_step)})

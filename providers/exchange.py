@@ -1,8 +1,10 @@
-"""What clients of vendors share between a plan and the wire: filling in a payload, writing records, refs with an address."""
+"""What clients of vendors share between a plan and the wire: filling in a payload, writing records, refs with an address,
+logs without secrets."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CredentialsError, DataError, ProviderError
 from tuneport.core.plan import FieldOutcome, Plan, PlanWarning, Upload
+from tuneport.core.secrets import redact
 from tuneport.providers.chat_records import row_fault
 
 # -- refs --------------------------------------------------------------------------------------------------------------
@@ -95,3 +98,25 @@ def write_records(path: Path, upload: Upload, rows: Iterator[Row], convert: Call
     if not written:
         raise DataError(f"{upload.source} has no rows for {upload.role}", fix="give it at least one row")
     return written
+
+
+# -- logs --------------------------------------------------------------------------------------------------------------
+
+
+class _Mask(logging.Filter):
+    """Masks secrets in a log record: an SDK's debug lines hold request bodies, those of its transport signed addresses."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = redact(record.getMessage()), None
+        if record.exc_info:
+            record.exc_text, record.exc_info = redact(logging.Formatter().formatException(record.exc_info)), None
+        return True
+
+
+_MASK = _Mask()
+
+
+def mask_logs(*loggers: str) -> None:
+    """Mask secrets in all that these loggers say from now on; calling it again changes nothing."""
+    for name in loggers:
+        logging.getLogger(name).addFilter(_MASK)

@@ -1,6 +1,7 @@
 """Which providers exist. A table of strings, so that asking costs no import; plugins join through an entry point.
 
-A third party adds a vendor with the entry-point group ``tuneport.providers``: name = "package.module:ClassName".
+A third party adds a vendor with the entry-point group ``tuneport.providers``: name = "package.module:ClassName". The class is
+made without arguments, or with ``options=`` where its constructor has that parameter.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from tuneport.core.errors import UsageError
@@ -61,8 +63,12 @@ def names() -> tuple[str, ...]:
     return tuple(entries())
 
 
-def get(name: str) -> Provider:
-    """The provider of that name. Raises UsageError with the known names when there is none."""
+def get(name: str, options: Any = None) -> Provider:
+    """The provider of that name, reached by these options: what stands in a spec under ``options.<name>``.
+
+    A provider's class takes them as its argument ``options``; one without it has no address, region or account to choose.
+    Raises UsageError with the known names when there is no such provider.
+    """
     entry = entries().get(name)
     if entry is None:
         close = difflib.get_close_matches(name, names(), n=1)
@@ -70,5 +76,5 @@ def get(name: str) -> Provider:
         raise UsageError(f"there is no provider {name!r}", fix=fix)
     module, _, attribute = entry.target.partition(":")
     factory: Any = getattr(import_module(module), attribute)
-    provider: Provider = factory()
+    provider: Provider = factory(options=options) if "options" in signature(factory).parameters else factory()
     return provider

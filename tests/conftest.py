@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+pytest.register_assert_rewrite("tuneport.providers.conformance")
+
 settings.register_profile("tuneport", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("tuneport")
 

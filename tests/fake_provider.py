@@ -10,6 +10,7 @@ Faults are scripted: ``faults[call]`` is a list that each call of that name take
     "credentials"   401
     "closed"        the vendor takes no jobs from this account
     "kill_before", "kill_after"   the process kills itself (SIGKILL) before or after the vendor acts
+    "die_before", "die_after"     stand-ins for a kill within one process: raise ``Died``, which no code of tuneport may catch
 """
 
 from __future__ import annotations
@@ -27,21 +28,26 @@ from typing import Any
 from tuneport.core.data.facts import JobData
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CredentialsError, ProviderError, VendorClosedError
-from tuneport.core.job import JobEvent, JobState, RemoteJob
+from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import Plan, Upload
-from tuneport.core.provider import ChatReply, ChatRequest, OpenRows
+from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import Data, JobSpec
 
 STATES = {
     "waiting": JobState.QUEUED,
     "training": JobState.RUNNING,
     "stopping": JobState.CANCELLING,
+    "halted": JobState.PAUSED,
     "done": JobState.SUCCEEDED,
     "broken": JobState.FAILED,
     "stopped": JobState.CANCELLED,
 }
 EPOCH = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+class Died(BaseException):
+    """Stands for a kill."""
 
 
 class Clock:
@@ -54,22 +60,30 @@ class Clock:
     def now(self) -> datetime:
         return self.at
 
+    def seconds(self) -> float:
+        """Since noon, never running backwards: what ``time.monotonic`` is for an engine."""
+        return (self.at - EPOCH).total_seconds() - 43_200
+
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.at += timedelta(seconds=seconds)
 
 
 class FakeVendor:
-    """The vendor's side: jobs and files in one JSON file, every call atomic across processes."""
+    """The vendor's side: jobs and files in one JSON file, every call atomic across processes. Without a path they are in memory."""
 
-    def __init__(self, path: Path, script: Iterable[str] = ("waiting", "training", "done"), list_lag: int = 0) -> None:
+    def __init__(self, path: Path | None, script: Iterable[str] = ("waiting", "training", "done"), list_lag: int = 0) -> None:
         self.path = path
+        self._books: dict[str, Any] = {"jobs": [], "files": {}, "calls": []}
         self.script = list(script)  # the states that polls go through; the last one stays
         self.list_lag = list_lag  # so many lookups do not show a new job yet
 
     @contextmanager
     def open(self) -> Iterator[dict[str, Any]]:
         """The vendor's books; changes are kept."""
+        if self.path is None:
+            yield self._books
+            return
         with self.path.open("a+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             handle.seek(0)
@@ -98,18 +112,28 @@ class FakeProvider:
     """The provider named "fake"."""
 
     name = "fake"
+    reads_per_minute = 600_000.0
 
-    def __init__(self, vendor: FakeVendor, faults: Mapping[str, list[str]] | None = None, settle_seconds: float = 60) -> None:
+    def __init__(
+        self,
+        vendor: FakeVendor,
+        faults: Mapping[str, list[str]] | None = None,
+        settle_seconds: float = 60,
+        unoffered: Mapping[str, str] | None = None,
+    ) -> None:
         self.vendor = vendor
+        self.unoffered = dict(unoffered or {})
         self.faults = {call: list(script) for call, script in (faults or {}).items()}
         self.settle_seconds = settle_seconds
 
     def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
         return make_plan(spec)
 
-    def upload(self, plan: Plan, rows: OpenRows, key: str) -> dict[str, str]:
+    def upload(self, plan: Plan, rows: OpenRows, key: str, on_progress: OnProgress | None = None) -> dict[str, str]:
         with self._call("upload") as books:
             books["files"][key] = [row.text for row in rows("train")]
+            if on_progress is not None:
+                on_progress(plan.uploads[0].filename, 18, 18)
         return {"train": f"file-{key}"}
 
     def create(self, plan: Plan, files: Mapping[str, str], key: str) -> RemoteJob:
@@ -131,7 +155,8 @@ class FakeProvider:
     def poll(self, ref: str) -> RemoteJob:
         with self._call("poll") as books:
             job = self._job(books, ref)
-            job["at"] = min(job["at"] + 1, len(self.vendor.script) - 1)
+            if not job.get("halted"):
+                job["at"] = min(job["at"] + 1, len(self.vendor.script) - 1)
             return self._seen(job)
 
     def events(self, ref: str) -> Iterator[JobEvent]:
@@ -146,17 +171,61 @@ class FakeProvider:
             job["cancelled"] = True
             return RemoteJob(ref, JobState.CANCELLING, "stopping")
 
+    def pause(self, ref: str) -> RemoteJob:
+        return self._halt("pause", ref, halted=True)
+
+    def resume(self, ref: str) -> RemoteJob:
+        return self._halt("resume", ref, halted=False)
+
+    def checkpoints(self, ref: str) -> list[Checkpoint]:
+        with self._call("checkpoints") as books:
+            reached = self._job(books, ref)["at"]
+        return [Checkpoint(10 * step, f"{ref}:{step}", {"loss": 2.0 - step / 10}) for step in range(1, reached + 1)]
+
+    def list_jobs(self, limit: int | None = None) -> Iterator[RemoteJob]:
+        with self._call("list_jobs") as books:
+            yield from [self._seen(job) for job in reversed(books["jobs"])][:limit]
+
+    def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
+        with self._call("download") as books:
+            self._job(books, ref)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter.safetensors").write_text(ref)
+        if on_progress is not None:
+            on_progress("adapter.safetensors", len(ref), len(ref))
+        return [folder / "adapter.safetensors"]
+
+    def delete(self, ref: str) -> list[str]:
+        with self._call("delete") as books:
+            job = self._job(books, ref)
+            return [f"model model-of-{ref}", *([f"file file-{job['key']}"] if books["files"].pop(job["key"], None) is not None else [])]
+
+    def online(self, plan: Plan) -> Plan:
+        return plan
+
     def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         for request in requests:
             yield ChatReply(request.id, f"{model}: {request.messages[-1]['content']}")
 
+    def _halt(self, call: str, ref: str, *, halted: bool) -> RemoteJob:
+        with self._call(call) as books:
+            job = self._job(books, ref)
+            if bool(job.get("halted")) is halted:
+                raise ProviderError(f"fake cannot {call} job {ref} as it is (409)", retry="no")
+            job["halted"] = halted
+            return self._seen(job)
+
     @contextmanager
     def _call(self, call: str) -> Iterator[dict[str, Any]]:
+        if call in self.unoffered:
+            raise not_offered(self, call)
         script = self.faults.get(call, [])
         fault = script.pop(0) if script else "ok"
         match fault:
             case "kill_before":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "die_before":
+                raise Died
             case "reset_before":
                 raise ProviderError("fake cannot be reached (connection reset)")
             case "rate_limit":
@@ -173,6 +242,8 @@ class FakeProvider:
         match fault:
             case "kill_after":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "die_after":
+                raise Died
             case "reset_after":
                 raise ProviderError("fake cannot be reached (connection reset)")
 
@@ -184,7 +255,7 @@ class FakeProvider:
         raise ProviderError(f"fake knows no job {ref} (404)", retry="no")
 
     def _seen(self, job: dict[str, Any]) -> RemoteJob:
-        raw = "stopped" if job["cancelled"] else self.vendor.script[job["at"]]
+        raw = "stopped" if job["cancelled"] else "halted" if job.get("halted") else self.vendor.script[job["at"]]
         state = STATES.get(raw, JobState.UNKNOWN)
         done = state is JobState.SUCCEEDED
         return RemoteJob(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,22 +27,23 @@ from tuneport.core.plan import FieldOutcome
 from tuneport.core.provider import ChatRequest, Provider
 from tuneport.core.spec import Budget
 from tuneport.tests.fake_provider import Clock, FakeProvider, FakeVendor, make_plan, make_spec, open_rows
+from tuneport.tests.stores import STORES, place
 
 
 class Bench:
     """An engine, a vendor and a clock in one folder."""
 
-    def __init__(self, folder: Path, **vendor: object) -> None:
+    def __init__(self, folder: Path, where: str | None = None, **vendor: object) -> None:
         self.folder = folder
         self.clock = Clock()
         self.vendor = FakeVendor(folder / "vendor.json", **vendor)  # type: ignore[arg-type]
         self.provider = FakeProvider(self.vendor)
-        self.ledger = Ledger.open(folder / "ledger.db", now=self.clock.now)
-        self.engine = Engine(self.ledger, self.get, open_rows, sleep=self.clock.sleep)
+        self.ledger = Ledger.open(where or folder / "ledger.db", now=self.clock.now)
+        self.engine = Engine(self.ledger, self.get, open_rows, sleep=self.clock.sleep, clock=self.clock.seconds)
         self.spec = make_spec(folder)
         self.plan = make_plan(self.spec)
 
-    def get(self, name: str) -> Provider:
+    def get(self, name: str, options: object = None) -> Provider:
         assert name == "fake"
         return self.provider
 
@@ -53,9 +55,12 @@ class Bench:
         return record
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+@pytest.fixture(params=STORES)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
+    with place(request.param, tmp_path) as where:
+        bench = Bench(tmp_path, where)
+        yield bench
+        bench.ledger.close()
 
 
 def test_a_job_from_submission_to_its_model(bench: Bench) -> None:
@@ -131,7 +136,7 @@ def test_a_failed_read_keeps_the_last_good_state_and_shows_its_age(bench: Bench)
     bench.clock.at += timedelta(minutes=4)
     job.refresh()
     assert (job.state, job.raw_state, job.progress) == (JobState.RUNNING, "training", 0.5)
-    assert job.freshness.startswith("seen 4 min ago; fake cannot be reached")
+    assert job.freshness.startswith("seen 4 min ago, vendor unreachable: fake cannot be reached")
     assert bench.engine.job(job.id).freshness == job.freshness  # another command sees it too
     assert job.refresh().freshness == ""
 

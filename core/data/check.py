@@ -1,313 +1,301 @@
-"""Checks data files before anything is paid for: what ``tuneport check`` and the report say about a data set.
+"""Checks data before anything is paid for: what ``tuneport check`` and the report say about a data set.
 
-Finding codes are stable. Thresholds carry the tag (S0 to S4) of the practitioners' document that they come from;
-they are rules of thumb to weigh, so only what a job cannot run with is an error.
+One pass over each file, in several processes when it is large, in memory that grows by about 150 bytes a row (not at all
+without duplicates and tokens). Finding codes are stable; only what a job cannot run with, what makes its test worthless, and keys
+and tokens are errors.
 
     error            malformed_row, wrong_shape, unknown_format, unknown_role, role_order, empty_turn, last_turn, bad_weight,
-                     wrong_kind, schema_mismatch; overlap_train and overlap_validation in test rows
-    warning          missing_system_prompt, varying_system_prompt, duplicate_rows, identical_pair, inconsistent_output,
-                     unbalanced_classes, small_class, too_few_tokens, small_test_set; overlap_train in validation rows
+                     wrong_kind, schema_mismatch, unknown_label, personal_secret; overlap_, normalised_overlap_ and near_overlap_
+                     (train, validation) in test rows; vendor_limit_<provider> when providers are named
+    warning          missing_system_prompt, varying_system_prompt, other_system_prompt, duplicate_rows, near_duplicates, identical_pair,
+                     inconsistent_output, label_variants, unbalanced_classes, small_class, too_few_tokens, small_test_set,
+                     personal_email (phone, card, iban, ssn, ip), characters_control (replacement, mojibake, direction),
+                     long_rows_<provider> when providers are named; the overlaps in validation rows, and passage_overlap_
     warning or info  too_few_rows
-    info             no_system_prompt, varying_json_fields, many_rows
+    info             no_system_prompt, varying_json_fields, inconsistent_punctuation, conflicting_answers, many_rows,
+                     mixed_languages, characters_invisible (private), vendor_limit_ and long_rows_<provider> otherwise
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
-
-from tuneport.core.data.check_rows import RowSurvey
-from tuneport.core.data.facts import TokenFacts
+from tuneport.core.data.check_report import AnswerSummary, CheckReport, Finding, Quantile, Severity, VendorFit
 from tuneport.core.data.features import feature_set
+from tuneport.core.data.hub_rows import Source, source_name
 from tuneport.core.data.load import open_file, unknown_format, wrong_kind
-from tuneport.core.data.normalise import Normaliser, RowFormat
-from tuneport.core.data.readers import Record
-from tuneport.core.data.rows import Row
-from tuneport.core.data.split import Part
-from tuneport.core.data.tokens import TokenMeter
+from tuneport.core.data.normalise import KIND_OF, Normaliser, RowFormat
+from tuneport.core.data.split import PARTS, Part
 from tuneport.core.errors import UsageError
-from tuneport.core.spec import PREFERENCE_METHODS, DataFormat, Method
+from tuneport.core.spec import DataFormat, Method
 
-Severity = Literal["error", "warning", "info"]
+if TYPE_CHECKING:
+    from tuneport.core.data.gather import Gathered
+    from tuneport.core.data.judge import Findings
+    from tuneport.core.data.survey import SurveyJob
 
-_ROWS_OVERFIT = 200  # S2: fewer than 200 examples overfit
-_ROWS_GENERALISE = 500  # S1, S4: fewer than 500 are unlikely to generalise
-_ROWS_DIMINISH = 10_000  # S1: beyond 10,000 returns diminish
-_PAIRS = 1_000  # S0: DPO wants 1,000 to 10,000 pairs
-_ROWS_PER_CLASS = 100  # S1: 100 to 200 per class
-_TEST_ROWS = 150  # S2: 150 to 200 seen in practice; S4 wants 200 to 500
-_CPT_TOKENS = 1_000_000  # S0, S4: continued pre-training takes millions to billions of tokens
-_BALANCE = 10  # S0 asks for balanced classes; the factor is ours
-_EXAMPLES = 5
+Skippable = Literal["duplicates", "near-duplicates", "personal-data", "tokens"]
+OnProgress = Callable[[str, int, int | None], None]
+"""Called as a source is read: (its name, bytes or rows done, all of them or None where nobody knows)."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+@dataclass(frozen=True, slots=True)
+class CheckOptions:
+    """What to look for, beyond the structure of the rows, and how.
 
+    ``labels``: the only answers that are right. ``near``: Jaccard similarity from which rows are near duplicates, of word
+    triples. ``personal``: kinds of ``core.data.patterns`` to look for (empty: all). ``names``: also look for names and places with
+    Presidio (extra "pii"; slow). ``count_tokens``: count with o200k_base instead of estimating (extra "tokens").
+    ``models`` and ``providers`` narrow the limits that rows are set against; naming one makes broken limits more than information.
+    ``max_tokens``: the longest row that the job trains on (training.max_seq_length). ``workers``: processes, by default one for
+    each core when a file is large.
+    """
 
-class Finding(_Frozen):
-    """One thing found: how often, and the first lines (rows, in JSON arrays and Parquet) where it stands."""
+    skip: frozenset[Skippable] = frozenset()
+    labels: tuple[str, ...] | None = None
+    near: float = 0.8
+    personal: tuple[str, ...] = ()
+    names: bool = False
+    count_tokens: bool = False
+    models: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    max_tokens: int | None = None
+    workers: int | None = None
 
-    code: str
-    severity: Severity
-    message: str
-    count: int
-    lines: tuple[int, ...] = ()
-
-
-class AnswerSummary(_Frozen):
-    """What the model would learn to say. ``labels`` counts the classes, for classification rows only."""
-
-    distinct: int
-    json_answers: int
-    labels: dict[str, int] = {}
-
-
-class CheckReport(_Frozen):
-    """What was found in one file."""
-
-    file: str
-    part: Part
-    rows: int
-    good_rows: int
-    format: RowFormat | None  # None: none that is known
-    detected: bool  # False when the caller named the format
-    method: Method
-    features: tuple[str, ...] = ()
-    tokens: TokenFacts | None = None  # None without a good row
-    answers: AnswerSummary | None = None  # None for raw text, for rft and without a good row
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        """True when nothing found is an error."""
-        return all(finding.severity != "error" for finding in self.findings)
-
-
-class _Findings:
-    """Collects findings, one per code."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, list[int]] = {}
-        self._counts: Counter[str] = Counter()
-        self._said: dict[str, tuple[Severity, str]] = {}
-
-    def row(self, code: str, line: int, severity: Severity, message: str) -> None:
-        """Note one row; the first row's message stands for all of its code."""
-        self._said.setdefault(code, (severity, message))
-        if not self._counts[code] or self._rows[code][-1] != line:
-            self._counts[code] += 1
-            if len(self._rows.setdefault(code, [])) < _EXAMPLES:
-                self._rows[code].append(line)
-
-    def rows(self, code: str, lines: Iterable[int], severity: Severity, message: str) -> None:
-        """Note all rows of a code at once; none, no finding. ``{n}`` in the message stands for their number."""
-        found = list(lines)
-        if found:
-            self._said[code] = (severity, message.replace("{n}", f"{len(found):,}"))
-            self._counts[code] = len(found)
-            self._rows[code] = found[:_EXAMPLES]
-
-    def file(self, code: str, severity: Severity, message: str, count: int = 1) -> None:
-        """Note something about the file as a whole."""
-        self._said[code] = (severity, message)
-        self._counts[code] = count
-
-    def all(self) -> tuple[Finding, ...]:
-        """Errors first, then warnings, then information; within each, in the order found."""
-        rank = {"error": 0, "warning": 1, "info": 2}
-        found = [
-            Finding(code=code, severity=severity, message=message, count=self._counts[code], lines=tuple(self._rows.get(code, ())))
-            for code, (severity, message) in self._said.items()
-        ]
-        return tuple(sorted(found, key=lambda finding: rank[finding.severity]))
+    def __post_init__(self) -> None:
+        if not 0 < self.near <= 1:
+            raise UsageError(f"the threshold for near duplicates is {self.near}", fix="give a number above 0 and at most 1")
+        if unknown := sorted(self.skip - set(get_args(Skippable))):
+            raise UsageError(f"there is no part of the check named {unknown[0]!r}", fix=f"choose from {', '.join(get_args(Skippable))}")
 
 
 def check_data(
-    path: str,
+    path: Source,
     *,
     format: DataFormat = "auto",
     method: Method = "sft",
     system_prompt: str | None = None,
     json_schema: Mapping[str, Any] | None = None,
     part: Part = "train",
+    options: CheckOptions | None = None,
+    on_progress: OnProgress | None = None,
 ) -> CheckReport:
-    """Check one file. ``part`` says what it is for; ``json_schema`` is what every answer must satisfy.
+    """Check one file or dataset. ``part`` says what it is for; ``json_schema`` is what every answer must satisfy.
 
-    ``system_prompt`` is the one that the job would put before rows that have none.
-    Raises DataError when the file cannot be read or holds no rows, UsageError when the schema is no valid JSON Schema.
+    ``system_prompt`` is the production prompt, which the job would put before rows that have none.
+    Raises DataError when the file cannot be read or holds no rows, UsageError when the schema is no valid JSON Schema,
+    and MissingExtraError when a part asked for needs an extra.
     """
-    return _check(path, format, method, system_prompt, json_schema, part, {})[0]
+    return _check({part: path}, format, method, system_prompt, json_schema, options, on_progress)[part]
 
 
 def check_files(
-    train: str,
-    validation: str | None = None,
-    test: str | None = None,
+    train: Source,
+    validation: Source | None = None,
+    test: Source | None = None,
     *,
     format: DataFormat = "auto",
     method: Method = "sft",
     system_prompt: str | None = None,
     json_schema: Mapping[str, Any] | None = None,
+    options: CheckOptions | None = None,
+    on_progress: OnProgress | None = None,
 ) -> dict[Part, CheckReport]:
     """Check the files of a job together: each by itself, and validation and test for rows that training also has.
 
     Raises as ``check_data`` does.
     """
-    files: dict[Part, str | None] = {"train": train, "validation": validation, "test": test}
-    reports: dict[Part, CheckReport] = {}
-    earlier: dict[Part, set[bytes]] = {}
-    for part, path in files.items():
-        if path is not None:
-            reports[part], inputs = _check(path, format, method, system_prompt, json_schema, part, earlier)
-            earlier[part] = inputs
-    return reports
+    given: dict[Part, Source | None] = {"train": train, "validation": validation, "test": test}
+    sources = {part: source for part, source in given.items() if source is not None}
+    return _check(sources, format, method, system_prompt, json_schema, options, on_progress)
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A source before it is surveyed: its format, and what is wrong with the file as a whole."""
+
+    source: Source
+    format: RowFormat | None
+    job: SurveyJob
+    fault: tuple[str, str] | None  # code and message
 
 
 def _check(
-    path: str,
+    sources: Mapping[Part, Source],
     wanted: DataFormat,
     method: Method,
     system_prompt: str | None,
     json_schema: Mapping[str, Any] | None,
-    part: Part,
-    earlier: Mapping[Part, set[bytes]],
-) -> tuple[CheckReport, set[bytes]]:
-    found, first, records = open_file(path, wanted, method)
-    findings = _Findings()
-    survey = RowSurvey(_validator(json_schema), earlier)
-    meter = TokenMeter()
-    normaliser = Normaliser(path, found, method, system_prompt) if found else None
-    if found and (error := wrong_kind(path, found, method)):
-        findings.file("wrong_kind", "error", str(error))
+    options: CheckOptions | None,
+    on_progress: OnProgress | None,
+) -> dict[Part, CheckReport]:
+    from tuneport.core.data.gather import gather, in_folder, scratch_folder  # noqa: PLC0415 - numpy is not needed to plan
+    from tuneport.core.data.judge import Findings  # noqa: PLC0415
+    from tuneport.core.data.overlap import find_overlap, judge_overlap  # noqa: PLC0415
+
+    options = options or CheckOptions()
+    opened = {part: _open(source, wanted, method, system_prompt, json_schema, options) for part, source in sources.items()}
+    found: dict[Part, Gathered] = {}
+    reports: dict[Part, CheckReport] = {}
+    with scratch_folder() as folder:
+        # The small parts first: train is then watched for their passages, so that its own need not be kept.
+        for part in reversed(PARTS):
+            if part in opened:
+                job = in_folder(_watching(opened[part].job, found), folder) if len(opened) > 1 else in_folder(opened[part].job, folder)
+                found[part] = gather(opened[part].source, job, options.workers, on_progress)
+        for part in PARTS:
+            if part not in opened:
+                continue
+            findings = Findings()
+            if "duplicates" not in options.skip:
+                near = None if "near-duplicates" in options.skip else options.near
+                for other in PARTS[: PARTS.index(part)]:
+                    if other in found:
+                        judge_overlap(findings, part, other, found[part], find_overlap(found[part], found[other], near))
+            reports[part] = _report(part, opened[part], found[part], findings, wanted, method, system_prompt, options)
+    return reports
+
+
+def _open(
+    source: Source,
+    wanted: DataFormat,
+    method: Method,
+    system_prompt: str | None,
+    json_schema: Mapping[str, Any] | None,
+    options: CheckOptions,
+) -> _Opened:
+    from tuneport.core.data.deep import DeepOptions  # noqa: PLC0415
+    from tuneport.core.data.patterns import KINDS  # noqa: PLC0415
+    from tuneport.core.data.schemas import SchemaCheck  # noqa: PLC0415
+    from tuneport.core.data.survey import SurveyJob  # noqa: PLC0415
+
+    if json_schema is not None:
+        SchemaCheck(json_schema)  # raises now rather than in a worker
+    name = source_name(source)
+    found, first, _ = open_file(source, wanted, method)
+    fault: tuple[str, str] | None = None
+    if found and (error := wrong_kind(name, found, method)):
+        fault = ("wrong_kind", str(error))
     elif first and not found:
-        findings.file("unknown_format", "error", str(unknown_format(path, first[0])))
-    rows = 0
-    low = high = longest = 0.0
-    for record in records:
-        rows += 1
-        row = normaliser.row(record) if normaliser and isinstance(record, Record) else None
-        if isinstance(row, Row):
-            survey.add(row)
-            tokens = meter.measure(row)
-            low, high, longest = low + tokens.low, high + tokens.high, max(longest, tokens.longest)
-        elif not isinstance(record, Record):
-            findings.row(record.code, record.line, "error", str(record.fault))
-        else:
-            for problem in row or ():
-                findings.row(problem.code, problem.line, "error", str(problem.fault))
-    features = feature_set(survey.bits)
-    facts = meter.facts(low, high, longest, images="images" in features) if survey.good else None
-    _judge_rows(findings, survey, part)
-    if normaliser and facts:
-        _judge_size(findings, survey, method, part, facts)
-    report = CheckReport(
-        file=path,
+        fault = ("unknown_format", str(unknown_format(name, first[0])))
+    duplicates = "duplicates" not in options.skip
+    deep = DeepOptions(
+        duplicates=duplicates,
+        near=duplicates and "near-duplicates" not in options.skip,
+        personal="personal-data" not in options.skip,
+        tokens="tokens" not in options.skip,
+        openai_tokens=options.count_tokens,
+        kinds=options.personal or KINDS,
+        names=options.names,
+    )
+    wants_deep = deep.duplicates or deep.personal or deep.tokens
+    normaliser = Normaliser(name, found, method, system_prompt) if found else None
+    return _Opened(source, found, SurveyJob(name, normaliser, json_schema, deep if wants_deep else None), fault)
+
+
+def _watching(job: SurveyJob, later: Mapping[Part, Gathered]) -> SurveyJob:
+    """The job of a part with the passages of the parts surveyed before it to look out for."""
+    import numpy as np  # noqa: PLC0415
+
+    if job.deep is None or not job.deep.duplicates:
+        return job
+    watch = np.unique(np.concatenate([found.array("grams") for found in later.values()])) if later else None
+    return replace(job, deep=replace(job.deep, watch=watch, keep_grams=not later or len(later) < len(PARTS) - 1))
+
+
+def _report(
+    part: Part,
+    opened: _Opened,
+    found: Gathered,
+    findings: Findings,
+    wanted: DataFormat,
+    method: Method,
+    system_prompt: str | None,
+    options: CheckOptions,
+) -> CheckReport:
+    from tuneport.core.data.judge import judge_personal, judge_rows, judge_size, judge_vendors  # noqa: PLC0415
+    from tuneport.core.data.lengths import quantiles, vendor_fits  # noqa: PLC0415
+    from tuneport.core.data.overlap import judge_duplicates  # noqa: PLC0415
+    from tuneport.core.data.tokens import TokenMeter  # noqa: PLC0415
+
+    tally = found.tally
+    if opened.fault:
+        findings.file(opened.fault[0], "error", opened.fault[1])
+    features = feature_set(tally.bits)
+    low, high = found.array("low"), found.array("high")
+    facts = None
+    if tally.good and high.size:
+        meter = TokenMeter(openai=options.count_tokens)
+        longest = float(found.array("longest").max())
+        facts = meter.facts(float(low.sum(dtype="f8")), float(high.sum(dtype="f8")), longest, images="images" in features)
+    judge_rows(findings, tally, found.name, system_prompt, options.labels)
+    distinct = None
+    if "duplicates" not in options.skip:
+        near = None if "near-duplicates" in options.skip else options.near
+        answered = opened.format is not None and KIND_OF[opened.format] == "chat" and method != "rft"
+        judge_duplicates(findings, found, near=near, answered=answered)
+        distinct = len(set(found.array("answered").tolist()))
+    _add_system_prompts(found, options)
+    judge_personal(findings, found.personal)
+    fits: tuple[VendorFit, ...] = ()
+    if opened.format and tally.good:
+        judge_size(findings, tally, method, part, facts)
+        path = opened.source if isinstance(opened.source, str) and opened.source.endswith(".jsonl") else None
+        fits = vendor_fits(
+            low, high, rows=tally.rows, path=path, part=part, method=method, models=options.models, providers=options.providers
+        )
+        judge_vendors(findings, fits, chosen=bool(options.models or options.providers))
+        if options.max_tokens and (over := int((high > options.max_tokens).sum())):
+            surely = int((low > options.max_tokens).sum())
+            lines = found.array("lines")[high > options.max_tokens][:5].tolist()
+            message = f"{surely:,} to {over:,} rows exceed training.max_seq_length {options.max_tokens:,} and would be cut"
+            findings.rows("cut_rows", over, lines, "warning", message)
+    return CheckReport(
+        file=found.name,
         part=part,
-        rows=rows,
-        good_rows=survey.good,
-        format=found,
+        rows=tally.rows,
+        good_rows=tally.good,
+        format=opened.format,
         detected=wanted == "auto",
         method=method,
         features=tuple(sorted(features)),
         tokens=facts,
-        answers=AnswerSummary(
-            distinct=len(survey.answers), json_answers=len(survey.json_lines), labels=dict(survey.labels.most_common())
-        )
-        if survey.answered
+        lengths=quantiles(low, high),
+        vendors=fits,
+        answers=AnswerSummary(distinct=distinct, json_answers=tally.json_answers.count, labels=dict(tally.labels.most_common()))
+        if tally.answered
         else None,
+        languages={name: hits.count for name, hits in sorted(tally.languages.items())},
+        personal={kind: hits.count for kind, hits in sorted(found.personal.items())},
+        skipped=tuple(sorted(options.skip)),
         findings=findings.all(),
     )
-    return report, survey.inputs
 
 
-def _validator(schema: Mapping[str, Any] | None) -> Any:
-    if schema is None:
-        return None
-    import jsonschema  # noqa: PLC0415 - slow to import, and only needed with a schema
+def _add_system_prompts(found: Gathered, options: CheckOptions) -> None:
+    """Look for personal data in the system prompts too: once in each, however many rows have it."""
+    from tuneport.core.data.patterns import KINDS, find_personal, masked  # noqa: PLC0415
+    from tuneport.core.data.tally import Hits  # noqa: PLC0415
 
-    try:
-        kind = jsonschema.validators.validator_for(dict(schema), default=jsonschema.Draft202012Validator)
-        kind.check_schema(dict(schema))
-    except jsonschema.SchemaError as error:
-        raise UsageError(f"the JSON schema for answers is not valid ({error.message})", fix="mend the schema") from error
-    return kind(dict(schema))
-
-
-def _judge_rows(findings: _Findings, survey: RowSurvey, part: Part) -> None:
-    """Turn what the survey saw of the rows into findings."""
-    for other, lines in survey.overlaps.items():
-        message = f"{{n}} rows have an input that the {other} rows have too: no overlap between splits (S2); remove them from one side"
-        findings.rows(f"overlap_{other}", lines, "error" if part == "test" else "warning", message)
-    message = "{n} answers do not satisfy the JSON schema"
-    findings.rows("schema_mismatch", survey.schema_lines, "error", f"{message}, first: {survey.schema_reason}")
-    findings.rows("duplicate_rows", survey.duplicates, "warning", "{n} rows repeat an earlier row exactly; remove them (S2)")
-    findings.rows("identical_pair", survey.identical_pairs, "warning", "{n} pairs have two equal answers and teach nothing")
-    if survey.without_system and survey.systems:
-        message = "{n} rows lack the system prompt that others have; put the production system prompt into every row (S1)"
-        findings.rows("missing_system_prompt", survey.without_system, "warning", message)
-    elif survey.without_system:
-        message = "no row has a system prompt; if production uses one, set data.system_prompt to it (S1)"
-        findings.rows("no_system_prompt", survey.without_system, "info", message)
-    if len(survey.systems) > 1:
-        message = f"{len(survey.systems):,} different system prompts; use the production one everywhere, unless they differ on purpose (S1)"
-        findings.file("varying_system_prompt", "warning", message, len(survey.systems))
-    if survey.json_lines and survey.other_lines:
-        mostly_json = len(survey.json_lines) >= len(survey.other_lines)
-        fewer = survey.other_lines if mostly_json else survey.json_lines
-        are = ("are not", "are") if mostly_json else ("are", "are not")
-        message = f"{{n}} of {survey.answered:,} answers {are[0]} JSON, the others {are[1]}; use one output format (S1)"
-        findings.rows("inconsistent_output", fewer, "warning", message)
-    if len(survey.json_shapes) > 1:
-        message = f"the JSON answers have {len(survey.json_shapes):,} different sets of fields, commonest: {survey.commonest_shape()} (S1)"
-        findings.file("varying_json_fields", "info", message, len(survey.json_shapes))
+    if "personal-data" not in options.skip:
+        for prompt, hits in found.tally.systems.items():
+            for match in find_personal(prompt, options.personal or KINDS):
+                example = masked(match.kind, prompt[match.start : match.end])
+                found.personal.setdefault(match.kind, Hits()).add(hits.lines[0], f"{example} (in the system prompt)")
 
 
-def _judge_size(findings: _Findings, survey: RowSurvey, method: Method, part: Part, tokens: TokenFacts) -> None:
-    """Compare the amount of data with what the method needs (field guide, section 3)."""
-    rows = survey.good
-    if part == "test":
-        if rows < _TEST_ROWS:
-            message = f"{rows:,} test rows; 150 to 200 are usual (S2), 200 to 500 advised (S4): fewer cannot show small gains"
-            findings.file("small_test_set", "warning", message, rows)
-        return
-    if part != "train":
-        return
-    if method == "cpt":
-        if tokens.high < _CPT_TOKENS:
-            message = f"about {tokens.high:,} tokens at most; continued pre-training takes millions to billions (S0, S4)"
-            findings.file("too_few_tokens", "warning", message, rows)
-    elif method in PREFERENCE_METHODS:
-        if rows < _PAIRS:
-            message = f"{rows:,} preference rows; 1,000 to 10,000 pairs are advised (S0), 5,000 to 20,000 for a domain (S4)"
-            findings.file("too_few_rows", "warning", message, rows)
-    elif rows < _ROWS_OVERFIT:
-        message = f"{rows:,} rows; fewer than 200 overfit (S2), fewer than 500 hardly generalise (S1, S4): try a better prompt first"
-        findings.file("too_few_rows", "warning", message, rows)
-    elif rows < _ROWS_GENERALISE:
-        message = f"{rows:,} rows; enough to teach a format (S2), but fewer than 500 are unlikely to generalise (S1, S4)"
-        findings.file("too_few_rows", "info", message, rows)
-    if rows > _ROWS_DIMINISH and method != "cpt":
-        message = f"{rows:,} rows; beyond 10,000 returns diminish (S1), and 1,000 curated rows beat 10,000 noisy ones (S0)"
-        findings.file("many_rows", "info", message, rows)
-    _judge_classes(findings, survey.labels)
-
-
-def _judge_classes(findings: _Findings, labels: Counter[str]) -> None:
-    if not labels:
-        return
-    small = [label for label, count in labels.items() if count < _ROWS_PER_CLASS]
-    if small:
-        named = ", ".join(f"{label} ({labels[label]})" for label in sorted(small, key=lambda label: labels[label])[:_EXAMPLES])
-        message = f"{len(small):,} of {len(labels):,} classes have fewer than 100 rows (S1 advises 100 to 200 each), smallest: {named}"
-        findings.file("small_class", "warning", message, len(small))
-    (most, many), (least, few) = labels.most_common()[0], labels.most_common()[-1]
-    if many > _BALANCE * few:
-        message = f"class {most!r} has {many:,} rows and {least!r} {few:,}; balance the classes (S0)"
-        findings.file("unbalanced_classes", "warning", message, len(labels))
-
-
-__all__ = ["AnswerSummary", "CheckReport", "Finding", "Severity", "check_data", "check_files"]
+__all__ = [
+    "AnswerSummary",
+    "CheckOptions",
+    "CheckReport",
+    "Finding",
+    "OnProgress",
+    "Quantile",
+    "Severity",
+    "Skippable",
+    "VendorFit",
+    "check_data",
+    "check_files",
+]

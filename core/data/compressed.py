@@ -44,8 +44,8 @@ def open_content(path: str) -> BinaryIO:
     """
     packing = packing_of(path)
     if packing is None:
-        return Path(path).open("rb")  # noqa: SIM115 - the caller closes it
-    file: Any = gzip.open(path, "rb") if packing == "gzip" else zstd(path).open(path, "rb")
+        return Path(path).open("rb")
+    file: Any = gzip.open(path, "rb") if packing == "gzip" else zstd(path).open(path, "rb")  # noqa: SIM115 - closed with its wrapper
     return io.BufferedReader(_Unpacked(file, packing), _READ_BYTES)
 
 

@@ -52,9 +52,8 @@ def parts_of(source: Any) -> dict[str, Any]:
     names = {"valid": "validation", "val": "validation", "dev": "validation"}
     parts = {names.get(name, name): rows for name, rows in source.items()}
     if "train" not in parts or len(parts) != len(source) or parts.keys() - {"train", "validation", "test"}:
-        raise DataError(
-            f"the dataset's splits are {', '.join(map(str, source)) or 'none'}", fix="give one dataset object for each of train, validation, test"
-        )
+        names_found = ", ".join(map(str, source)) or "none"
+        raise DataError(f"the dataset's splits are {names_found}", fix="give one dataset object for each of train, validation, test")
     return parts
 
 
@@ -81,7 +80,8 @@ def _row(value: Any) -> dict[str, Any] | JsonFault:
                 return JsonFault(f"an infinite number in {column!r}", "a finite number")
             row[column] = None  # NaN in a column of numbers means missing there, as in Parquet
         elif odd := _odd(held):
-            return JsonFault(f"a value of type {odd} in {column!r}", "text, numbers, lists and objects", "images go into the messages, as base64")
+            hint = "images go into the messages, as base64"
+            return JsonFault(f"a value of type {odd} in {column!r}", "text, numbers, lists and objects", hint)
         elif isinstance(held, str) and not _encodable(held):
             return JsonFault(f"half of a surrogate pair in {column!r}", "valid Unicode text")
     return row

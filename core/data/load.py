@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from tuneport.core.data.facts import DatasetFacts, JobData
 from tuneport.core.data.features import feature_bits, feature_set
+from tuneport.core.data.hub_rows import Source, source_name
 from tuneport.core.data.normalise import KIND_OF, KINDS_FOR, KNOWN_SHAPES, Normaliser, RowFormat, detect_format
 from tuneport.core.data.readers import BadRow, Record, bad_row, peek, read_records, sha256_of
 from tuneport.core.data.rows import Kind, Row
@@ -36,7 +37,7 @@ class BadRowsError(DataError):
         super().__init__(f"{sources} has {rows}{first}: {listed}", fix="mend or remove them (tuneport check lists all)")
 
 
-def open_file(path: str, format: DataFormat, method: Method) -> tuple[RowFormat | None, list[Record], Iterator[Record | BadRow]]:
+def open_file(path: Source, format: DataFormat, method: Method) -> tuple[RowFormat | None, list[Record], Iterator[Record | BadRow]]:
     """The file's row format (None: not one that is known), its first good records, and all its rows.
 
     Raises DataError when the file cannot be read or holds no rows.
@@ -44,7 +45,7 @@ def open_file(path: str, format: DataFormat, method: Method) -> tuple[RowFormat 
     first, rows = peek(read_records(path), DETECTION_ROWS)
     head = next(rows, None)
     if head is None:
-        raise DataError(f"{path} holds no rows", fix="put at least one row into it")
+        raise DataError(f"{source_name(path)} holds no rows", fix="put at least one row into it")
     return (detect_format(first, method) if format == "auto" else format), first, _with_head(head, rows)
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -27,6 +27,7 @@ _COMPARED = 4
 """Pairs tried for each row of a bucket: with its nearest predecessors and the first; a cluster is joined through them."""
 
 _CACHE_ROWS = 50_000
+_OPEN_FILES = 200
 
 
 class ShingleStore:
@@ -62,7 +63,8 @@ class ShingleStore:
         start, end = int(offsets[row - self._first_rows[at]]), int(offsets[row - self._first_rows[at] + 1])
         try:
             if at not in self._handles:
-                self.close()  # rows come in order, so one file at a time is enough
+                if len(self._handles) >= _OPEN_FILES:
+                    self.close()
                 self._handles[at] = os.open(self._files[at], os.O_RDONLY)
             os.lseek(self._handles[at], 4 * start, os.SEEK_SET)
             return np.frombuffer(os.read(self._handles[at], 4 * (end - start)), np.uint32)
@@ -70,7 +72,7 @@ class ShingleStore:
             raise DataError(f"a temporary file cannot be read ({error.strerror})", fix="check the disk that TMPDIR names") from error
 
     def close(self) -> None:
-        """Close the file in hand."""
+        """Close the files in hand."""
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
@@ -112,10 +114,23 @@ def candidate_pairs(bands: Sequence[NDArray[np.uint32]], skip: NDArray[np.bool_]
 
 
 def _coded(earlier: Any, later: Any) -> NDArray[np.uint64]:
-    return earlier.astype(np.uint64) << np.uint64(32) | later.astype(np.uint64)
+    coded: NDArray[np.uint64] = earlier.astype(np.uint64) << np.uint64(32) | later.astype(np.uint64)
+    return coded
 
 
-def verified_pairs(pairs: NDArray[np.uint64], store: ShingleStore, threshold: float) -> Iterator[NearPair]:
+class Shingles(Protocol):
+    """Where the shingles of rows can be had, as from a ShingleStore."""
+
+    def row(self, row: int) -> NDArray[np.uint32]:
+        """The row's shingles, sorted, without repeats."""
+        ...
+
+    def close(self) -> None:
+        """Close the files in hand."""
+        ...
+
+
+def verified_pairs(pairs: NDArray[np.uint64], store: Shingles, threshold: float) -> Iterator[NearPair]:
     """The candidates whose Jaccard similarity is at least ``threshold``, in order."""
     for pair in pairs.tolist():
         earlier, later = pair >> 32, pair & 0xFFFFFFFF

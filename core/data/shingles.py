@@ -11,15 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Hashes = NDArray[np.uint64]
-    Keys = NDArray[np.uint32]
+Hashes = NDArray[np.uint64]
+Keys = NDArray[np.uint32]
 
 WORDS = 3
 """Words in a shingle. Short, because the rows are: one changed word in fifty leaves a Jaccard similarity of 0.89."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -82,13 +82,14 @@ class TokenMeter:
     def measure(self, row: Row) -> RowTokens:
         """Tokens of one row: prompt, answers, tool calls and tool definitions. Images are not counted."""
         if row.chosen is None or row.rejected is None:
-            low, high = self._texts(_row_texts(row), len(row.messages))
+            low, high = self.measure_texts(row_texts(row), len(row.messages))
             return RowTokens(low, high, high)
-        low, high = self._texts(_row_texts(row), len(row.messages))
-        sides = [self._texts(_message_texts(answer), 1) for answer in (row.chosen, row.rejected)]
+        low, high = self.measure_texts(row_texts(row), len(row.messages))
+        sides = [self.measure_texts(message_texts(answer), 1) for answer in (row.chosen, row.rejected)]
         return RowTokens(low + sides[0][0] + sides[1][0], high + sides[0][1] + sides[1][1], high + max(side[1] for side in sides))
 
-    def _texts(self, texts: Iterator[str], messages: int) -> tuple[float, float]:
+    def measure_texts(self, texts: Iterable[str], messages: int) -> tuple[float, float]:
+        """Tokens of some texts that stand in so many messages, as a range."""
         frame = messages * MESSAGE_OVERHEAD
         if self._count is not None:
             tokens = frame + sum(map(self._count, texts))
@@ -111,16 +112,18 @@ class TokenMeter:
         return TokenFacts(math.floor(low), math.ceil(high), math.ceil(longest), name, exact=self.exact and not images)
 
 
-def _row_texts(row: Row) -> Iterator[str]:
+def row_texts(row: Row) -> Iterator[str]:
+    """Every text of a row's prompt, with its tool definitions; not of the two sides of a pair."""
     if row.text:
         yield row.text
     for message in row.messages:
-        yield from _message_texts(message)
+        yield from message_texts(message)
     if row.tools:
         yield _compact(row.tools)
 
 
-def _message_texts(message: Message) -> Iterator[str]:
+def message_texts(message: Message) -> Iterator[str]:
+    """Every text of a message: content, reasoning, name and tool calls."""
     content = message.get("content")
     if isinstance(content, str):
         yield content

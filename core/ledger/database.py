@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, Pool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -22,7 +22,7 @@ ENVIRONMENT = "TUNEPORT_LEDGER"
 BUSY_TIMEOUT_MS = 30_000
 
 SCRIPTS = Path(__file__).parent / "migrations"
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision in ``migrations/versions``. A constant, so that an up-to-date ledger opens without alembic (0.25 s)."""
 
 WRITES = "tuneport_writes"  # execution option of transactions that will write
@@ -46,9 +46,13 @@ def open_database(location: str | Path | None, *, create: bool) -> tuple[Engine,
         name, engine = str(path), _sqlite(url)
     else:
         name, engine = url.render_as_string(hide_password=True), _postgresql(url)
-    with ledger_errors(name):
-        locks = database_locks(engine, name)
-        upgrade(engine, locks, name)
+    try:
+        with ledger_errors(name):
+            locks = database_locks(engine, name)
+            upgrade(engine, locks, name)
+    except LedgerError:
+        engine.dispose()
+        raise
     return engine, locks, name
 
 
@@ -82,9 +86,18 @@ def _migrate(engine: Engine, name: str, found: str | None, scripts: Path, head: 
             f"the ledger {name} has version {found}, which is newer than this tuneport knows ({head})",
             fix="install the newer tuneport that wrote it",
         )
-    with engine.execution_options(**{WRITES: True}).begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, head)
+    sqlite = engine.dialect.name == "sqlite"
+    with engine.execution_options(**{WRITES: True}).connect() as connection:
+        if sqlite:  # a table that is rebuilt is dropped for a moment; it must be said before the transaction begins
+            connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
+        with connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, head)
+            if sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                raise LedgerError(
+                    f"the ledger {name} holds rows of jobs that it does not have, and was left at version {found}",
+                    fix="put a backup in its place, or move it away to begin a new one (the vendors keep their jobs)",
+                )
 
 
 def _revision(engine: Engine) -> str | None:
@@ -112,9 +125,9 @@ def _url(location: str | Path) -> URL:
     raise LedgerError(f"a ledger cannot live in {url.render_as_string(hide_password=True)}", fix=fix)
 
 
-def _sqlite(url: URL) -> Engine:
+def _sqlite(url: URL, pool: type[Pool] = NullPool) -> Engine:
     # One connection per operation: opening costs 0.2 ms, and nothing is left open to leak or to survive a fork.
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, poolclass=pool)
 
     @event.listens_for(engine, "connect")
     def _connect(connection: sqlite3.Connection, _record: object) -> None:

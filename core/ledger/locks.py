@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 if sys.platform == "win32":
@@ -131,4 +131,15 @@ class SessionLocks:
                 yield None if taken is False else alive
             finally:
                 if taken is not False:
-                    connection.invalidate()  # ends the session and with it the lock, whatever state it is in
+                    self._release(connection, number)
+
+    @staticmethod
+    def _release(connection: Connection, number: int) -> None:
+        released = False
+        try:  # the server answers once the lock is free; ending the session alone would free it a moment later
+            released = connection.execute(text("SELECT pg_advisory_unlock(:number)"), {"number": number}).scalar() is True
+        except SQLAlchemyError:
+            pass
+        finally:
+            if not released:
+                connection.invalidate()  # ends the session and with it the lock, whatever state it is in

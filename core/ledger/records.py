@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from tuneport.core.errors import MissingExtraError, TuneportError
 from tuneport.core.job import JobState
 from tuneport.core.money import Range
+from tuneport.core.retry import verdict
 
 
 class Step(StrEnum):
@@ -39,6 +41,8 @@ class JobRecord:
     seconds_left: float | None
     estimate_low_usd: float | None
     estimate_high_usd: float | None
+    planned_low_usd: float | None
+    planned_high_usd: float | None
     billed_usd: float | None
     billed_tokens: int | None
     created_at: datetime
@@ -48,31 +52,58 @@ class JobRecord:
     read_error_at: datetime | None
     read_error: str | None
     cancel_requested_at: datetime | None
+    pause_requested_at: datetime | None
+    resumed_at: datetime | None
+    deleted_at: datetime | None
     uploads: Mapping[str, str] | None
 
     @property
     def estimate_usd(self) -> Range | None:
-        """The estimate made before submission, in USD; None when it was unknown."""
-        if self.estimate_low_usd is None or self.estimate_high_usd is None:
-            return None
-        return Range(low=self.estimate_low_usd, high=self.estimate_high_usd)
+        """The estimate made before submission, in USD, as corrected by earlier bills; None when it was unknown."""
+        return _range(self.estimate_low_usd, self.estimate_high_usd)
+
+    @property
+    def planned_usd(self) -> Range | None:
+        """The plan's own estimate, before earlier bills corrected it, in USD; None when it was unknown."""
+        return _range(self.planned_low_usd, self.planned_high_usd)
+
+    @property
+    def pausing(self) -> bool:
+        """True when pausing was asked for, and going on was not asked for since."""
+        asked, resumed = self.pause_requested_at, self.resumed_at
+        return asked is not None and (resumed is None or resumed < asked)
 
     def freshness(self, now: datetime) -> str:
-        """How old the state is when the last read failed, e.g. ``seen 4 min ago; <why>``. Empty while reads succeed."""
+        """How old the state is when the last read failed; empty while reads succeed.
+
+        E.g. ``seen 4 min ago, vendor unreachable: <why>``; ``unread`` makes the part behind the comma.
+        """
         if self.state.terminal or self.read_error is None:
             return ""
         seen = f"seen {_ago((now - self.last_seen_at).total_seconds())} ago" if self.last_seen_at else "never seen"
-        return f"{seen}; {self.read_error}"
+        return f"{seen}, {self.read_error}"
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of state, with the provider's own word for it."""
+    """One change of state with the provider's own word for it, or something that was asked for; then the state is the one before."""
 
     at: datetime
     state: JobState
     raw_state: str
     note: str
+
+
+def unread(error: TuneportError) -> str:
+    """What a failed read says of the vendor, e.g. ``vendor unreachable: connection reset``."""
+    said = {"transient": "vendor unreachable", "rate_limit": "vendor asks to slow down", "no": "vendor refused to answer"}
+    if isinstance(error, MissingExtraError):
+        return f"vendor not asked: {error}"
+    return f"{said[verdict(error).kind]}: {error}"
+
+
+def _range(low: float | None, high: float | None) -> Range | None:
+    return None if low is None or high is None else Range(low=low, high=high)
 
 
 def _ago(seconds: float) -> str:

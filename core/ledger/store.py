@@ -14,17 +14,20 @@ from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from tuneport.core.errors import LedgerError, UsageError
-from tuneport.core.job import JobEvent, JobState, RemoteJob
+from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.keys import new_key
 from tuneport.core.ledger.database import WRITES, ledger_errors, open_database
 from tuneport.core.ledger.locks import Locks, StillHeld
 from tuneport.core.ledger.records import JobRecord, Step, Transition
-from tuneport.core.ledger.tables import events, jobs, transitions
+from tuneport.core.ledger.tables import checkpoints, events, jobs, transitions
+from tuneport.core.money import Range
+from tuneport.core.options import ProviderOptions
 from tuneport.core.plan import Plan
 from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
 
 _RECORD = [column for column in jobs.c if column.name not in ("sources", "spec", "plan")]
+_JOBS: Select[Any] = select(*_RECORD)
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -71,13 +74,17 @@ class Ledger:
 
     # Writes
 
-    def add(self, job_id: str, spec: JobSpec, plan: Plan, sources: Mapping[str, tuple[int, int]]) -> bool:
+    def add(
+        self, job_id: str, spec: JobSpec, plan: Plan, sources: Mapping[str, tuple[int, int]], *, estimate: Range | None = None
+    ) -> bool:
         """Write down the intent to submit, in state submitting. False, and nothing is written, when the id is taken.
 
-        ``sources`` is {path: (bytes, time of change in ns)} of the data files.
+        ``sources`` is {path: (bytes, time of change in ns)} of the data files; ``estimate`` is the cost in USD that the
+        user was told, where it is not the plan's own.
         """
         now = self.now()
-        estimate = plan.cost.usd
+        planned = plan.cost.usd
+        estimate = estimate or planned
         row = {
             "id": job_id,
             "key": new_key(job_id),
@@ -90,6 +97,8 @@ class Ledger:
             "message": "",
             "estimate_low_usd": estimate.low if estimate else None,
             "estimate_high_usd": estimate.high if estimate else None,
+            "planned_low_usd": planned.low if planned else None,
+            "planned_high_usd": planned.high if planned else None,
             "created_at": now,
             "updated_at": now,
             "sources": {path: list(facts) for path, facts in sources.items()},
@@ -127,6 +136,14 @@ class Ledger:
     def request_cancel(self, job_id: str) -> None:
         """Remember that the job shall be cancelled, for whoever is submitting it."""
         self._set(job_id, cancel_requested_at=self.now())
+
+    def asked(self, job_id: str, what: str, *, pause: bool = False, resume: bool = False, deleted: bool = False) -> None:
+        """Put into the job's history that something is asked of the provider, or was done; its state stays what it is."""
+        moments = {"pause_requested_at": pause, "resumed_at": resume, "deleted_at": deleted}
+        with self._write() as connection:
+            row = self._locked_row(connection, job_id)
+            self._update(connection, job_id, **{name: self.now() for name, happened in moments.items() if happened})
+            self._transition(connection, job_id, JobState(row.state), row.raw_state, redact(what))
 
     def ended_unmade(self, job_id: str, state: JobState, message: str) -> None:
         """The job ended before the provider made it: nothing exists there, nothing was spent."""
@@ -182,19 +199,30 @@ class Ledger:
                 connection.execute(upsert(events).on_conflict_do_nothing(index_elements=["job_id", "event_id"]), rows)
         return new
 
+    def add_checkpoints(self, job_id: str, found: Iterable[Checkpoint]) -> None:
+        """Store checkpoints; one of a step that is known replaces it."""
+        rows = [{"job_id": job_id, "step": c.step, "model": c.model, "metrics": c.metrics} for c in found]
+        if not rows:
+            return
+        upsert = (postgresql.insert if self.engine.dialect.name == "postgresql" else sqlite.insert)(checkpoints)
+        newer = {"model": upsert.excluded.model, "metrics": upsert.excluded.metrics}
+        with self._write() as connection:
+            self._locked_row(connection, job_id)
+            connection.execute(upsert.on_conflict_do_update(index_elements=["job_id", "step"], set_=newer), rows)
+
     # Reads
 
     def get(self, job_id: str) -> JobRecord:
         """One job. Raises UsageError when the ledger has no such job."""
         with self._read() as connection:
-            row = connection.execute(select(*_RECORD).where(jobs.c.id == job_id)).one_or_none()
+            row = connection.execute(_JOBS.where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise self._no_such(job_id)
         return _record(row)
 
     def latest(self, *, limit: int | None = 50, states: Collection[JobState] = (), provider: str | None = None) -> list[JobRecord]:
         """The latest jobs, newest first. ``limit`` None means all; no ``states`` means every state."""
-        query: Select[Any] = select(*_RECORD).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
+        query: Select[Any] = _JOBS.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         if states:
             query = query.where(jobs.c.state.in_([state.value for state in states]))
         if provider is not None:
@@ -204,7 +232,16 @@ class Ledger:
 
     def unfinished_submissions(self) -> list[JobRecord]:
         """Jobs written down whose creation is not recorded, oldest first."""
-        query = select(*_RECORD).where(jobs.c.state == JobState.SUBMITTING.value, jobs.c.ref.is_(None)).order_by(jobs.c.created_at)
+        query = _JOBS.where(jobs.c.state == JobState.SUBMITTING.value, jobs.c.ref.is_(None))
+        query = query.order_by(jobs.c.created_at, jobs.c.id)
+        with self._read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def billed(self, provider: str, limit: int) -> list[JobRecord]:
+        """The latest jobs of a provider that succeeded, whose cost was estimated, and that the vendor has billed; newest first."""
+        bill = jobs.c.billed_usd.is_not(None) | jobs.c.billed_tokens.is_not(None)
+        query = _JOBS.where(jobs.c.provider == provider, jobs.c.state == JobState.SUCCEEDED.value, bill)
+        query = query.where(jobs.c.planned_high_usd.is_not(None)).order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit)
         with self._read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
@@ -216,12 +253,16 @@ class Ledger:
         """The plan as submitted."""
         return self._document(job_id, "plan", Plan)
 
+    def options(self, job_id: str) -> ProviderOptions:
+        """The options part of the spec as submitted: what it takes to reach the provider that the job was sent to."""
+        return self._document(job_id, "spec", ProviderOptions, "options")
+
     def sources(self, job_id: str) -> dict[str, tuple[int, int]]:
         """{path: (bytes, time of change in ns)} of the data files when the job was submitted."""
         return {path: (size, changed) for path, (size, changed) in self._column(job_id, "sources").items()}
 
     def transitions(self, job_id: str) -> list[Transition]:
-        """The job's changes of state, oldest first."""
+        """The job's changes of state and what was asked for, oldest first."""
         query = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.id)
         with self._read() as connection:
             return [Transition(row.at, JobState(row.state), row.raw_state, row.note) for row in connection.execute(query)]
@@ -231,6 +272,12 @@ class Ledger:
         query = select(events).where(events.c.job_id == job_id).order_by(events.c.at, events.c.id)
         with self._read() as connection:
             return [JobEvent(row.event_id, row.at, row.level, row.message, row.metrics) for row in connection.execute(query)]
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        """The stored checkpoints, by step."""
+        query = select(checkpoints).where(checkpoints.c.job_id == job_id).order_by(checkpoints.c.step)
+        with self._read() as connection:
+            return [Checkpoint(row.step, row.model, row.metrics) for row in connection.execute(query)]
 
     # Inner parts
 
@@ -254,7 +301,7 @@ class Ledger:
         connection.execute(update(jobs).where(jobs.c.id == job_id).values(**plain, updated_at=self.now()))
 
     def _locked_row(self, connection: Connection, job_id: str) -> Row[Any]:
-        row = connection.execute(select(*_RECORD).where(jobs.c.id == job_id).with_for_update()).one_or_none()
+        row = connection.execute(_JOBS.where(jobs.c.id == job_id).with_for_update()).one_or_none()
         if row is None:
             raise self._no_such(job_id)
         return row
@@ -263,9 +310,10 @@ class Ledger:
         row = {"job_id": job_id, "at": self.now(), "state": state.value, "raw_state": raw_state, "note": note}
         connection.execute(insert(transitions), row)
 
-    def _document(self, job_id: str, column: str, model: type[_Model]) -> _Model:
+    def _document(self, job_id: str, column: str, model: type[_Model], part: str | None = None) -> _Model:
+        document = self._column(job_id, column)
         try:
-            return model.model_validate(self._column(job_id, column))
+            return model.model_validate(document if part is None else document.get(part, {}))
         except ValidationError as error:
             raise LedgerError(
                 f"the {column} of job {job_id} in {self.name} cannot be read by this version of tuneport",

@@ -61,8 +61,10 @@ jobs = Table(
     Column("message", Text, nullable=False),
     Column("progress", Float),  # 0..1
     Column("seconds_left", Float),
-    Column("estimate_low_usd", Float),  # both NULL: the estimate is unknown
+    Column("estimate_low_usd", Float),  # as shown to the user; both NULL: unknown
     Column("estimate_high_usd", Float),
+    Column("planned_low_usd", Float),  # the plan's own, before bills corrected it
+    Column("planned_high_usd", Float),
     Column("billed_usd", Float),
     Column("billed_tokens", BigInteger),
     Column("created_at", UtcDateTime, nullable=False),
@@ -72,13 +74,17 @@ jobs = Table(
     Column("read_error_at", UtcDateTime),  # set while reads fail; NULL again after a good one
     Column("read_error", Text),
     Column("cancel_requested_at", UtcDateTime),
+    Column("pause_requested_at", UtcDateTime),  # last time; so are the next two
+    Column("resumed_at", UtcDateTime),
+    Column("deleted_at", UtcDateTime),  # what the job left at the vendor was removed
     # Large columns last: SQLite then lists jobs without walking their overflow pages.
     Column("uploads", JSON),  # {role: file id}; NULL until uploaded
     Column("sources", JSON, nullable=False),  # {path: [bytes, mtime in ns]} of the data files when submitted
     Column("spec", JSON, nullable=False),
     Column("plan", JSON, nullable=False),
     Index("ix_jobs_created_at", "created_at", "id"),
-    Index("ix_jobs_state", "state", "created_at"),
+    Index("ix_jobs_state", "state", "created_at", "id"),
+    Index("ix_jobs_provider", "provider", "created_at", "id"),
 )
 
 transitions = Table(
@@ -105,4 +111,13 @@ events = Table(
     Column("metrics", JSON, nullable=False),
     UniqueConstraint("job_id", "event_id", name="uq_events_job_id_event_id"),
     Index("ix_events_job_id_at", "job_id", "at", "id"),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("job_id", String(16), ForeignKey("jobs.id"), primary_key=True),
+    Column("step", Integer, primary_key=True, autoincrement=False),
+    Column("model", Text, nullable=False),  # what to call, or to continue from
+    Column("metrics", JSON, nullable=False),
 )

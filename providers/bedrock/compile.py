@@ -169,14 +169,16 @@ def _names(fields: Fields, data: JobData) -> dict[str, JsonValue]:
     derived = f"tuneport-{hashlib.sha256(contents.encode()).hexdigest()[:10]}"
     single = re.sub("-+", "-", spec.name) if spec.name else derived
     changed = single if spec.name and single != spec.name else None
+    unique = "a part of the job's key is appended on submitting, for AWS takes a name only once"
     fields.send(
         "name",
         "customModelName",
-        default=f"{derived}, from the contents of spec and data",
+        default=f"{derived}, from the contents of spec and data; {unique}",
         convert=(lambda _: changed) if changed else None,
-        note="Bedrock allows no two dashes in a row" if changed else "",
+        note=f"Bedrock allows no two dashes in a row; {unique}" if changed else unique,
     )
-    job_name = fields.send("options.bedrock.job_name", "jobName", default=f"the model's name, {single}")
+    note = "sent as it stands; AWS takes a name only once"
+    job_name = fields.send("options.bedrock.job_name", "jobName", default=f"the model's name, {single}; {unique}", note=note)
     return {"jobName": job_name or single, "customModelName": single}
 
 

@@ -52,7 +52,11 @@ def main(target: str, folder: Path) -> None:
     spec = JobSpec.model_validate(json.loads((folder / "spec.json").read_text()))
     plan = Plan.model_validate_json((folder / "plan.json").read_text())
     provider = load_provider(target)
-    engine = Engine(Ledger.open(folder / LEDGER), lambda _name: provider, lambda job: partial(open_rows, job))
+
+    def get_provider(_name: str, _options: Any = None) -> Provider:
+        return provider
+
+    engine = Engine(Ledger.open(folder / LEDGER), get_provider, lambda job: partial(open_rows, job))
     sys.stdout.write(f"{engine.submit(spec, plan).ref}\n")
 
 

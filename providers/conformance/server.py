@@ -18,77 +18,22 @@ from __future__ import annotations
 import copy
 import json
 import re
-import socket
-import struct
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote
 
 from tuneport.providers.conformance.faults import Fault
+from tuneport.providers.conformance.listener import Listener
+from tuneport.providers.conformance.wire import Reply, Request, VendorError
 
-LONGEST_BODY = 64_000_000
-"""A larger request is refused with 413, so that a test cannot fill the memory."""
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request as it came over the wire."""
-
-    method: str
-    path: str  # without the query
-    query: Mapping[str, str]
-    headers: Mapping[str, str]  # names in lower case
-    body: bytes
-    params: Mapping[str, str] = field(default_factory=dict)  # the {names} of the route
-
-    def json(self) -> Any:
-        """The body as JSON; an empty body is {}. Raises VendorError (400) when it is not JSON."""
-        try:
-            return json.loads(self.body) if self.body else {}
-        except ValueError:
-            raise VendorError(400, "The body of the request is not valid JSON.") from None
-
-    def form(self) -> tuple[dict[str, str], dict[str, tuple[str, bytes]]]:
-        """A multipart body: ({field: value}, {field: (file name, content)})."""
-        found = re.search(r'boundary="?([^";]+)"?', self.headers.get("content-type", ""))
-        if found is None:
-            raise VendorError(400, "The body of the request is not multipart/form-data.")
-        fields: dict[str, str] = {}
-        files: dict[str, tuple[str, bytes]] = {}
-        for part in self.body.split(b"--" + found[1].encode())[1:-1]:
-            head, _, content = part[2:-2].partition(b"\r\n\r\n")
-            names = dict(re.findall(r'(?<![\w-])(name|filename)="([^"]*)"', head.decode()))
-            if "filename" in names:
-                files[names["name"]] = (names["filename"], content)
-            else:
-                fields[names["name"]] = content.decode()
-        return fields, files
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer; ``body`` is sent as JSON, bytes as they are."""
-
-    body: Any = None
-    status: int = 200
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-
-class VendorError(Exception):
-    """The vendor refuses a request; sent in the vendor's own error format."""
-
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+__all__ = ["FakeVendor", "Logged", "Made", "Reply", "Request", "VendorError", "route"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +103,7 @@ class FakeVendor(ABC):
         self._routes = [
             (*found, getattr(self, name)) for name in dir(type(self)) if (found := getattr(getattr(type(self), name), "route", None))
         ]
-        self._server = _Server(self)
+        self._server = Listener(self)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     def __enter__(self) -> FakeVendor:
@@ -346,85 +291,3 @@ class FakeVendor(ABC):
                 self._calls[route_name] += 1
                 found = self._faults.get(route_name, {}).pop(self._calls[route_name], None) or found
             return found
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def __init__(self, vendor: FakeVendor) -> None:
-        self.vendor = vendor
-        self.open_connections: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def server_close(self) -> None:
-        """Close the listening socket, and every connection that a client keeps alive."""
-        super().server_close()
-        for connection in list(self.open_connections):
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that was killed, or has stopped waiting, is no fault of the vendor; anything else is printed."""
-        if not isinstance(sys.exception(), ConnectionError):
-            super().handle_error(request, client_address)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        self.server.open_connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.server.open_connections.discard(self.connection)
-        super().finish()
-
-    def _handle(self) -> None:
-        body = self._body()
-        if body is None:
-            return self._send(Reply({"error": {"message": "The request is too large."}}, 413))
-        target = urlsplit(self.path)
-        query = dict(parse_qsl(target.query, keep_blank_values=True))
-        headers = {name.lower(): value for name, value in self.headers.items()}
-        _, reply = self.server.vendor.answer(Request(self.command, target.path, query, headers, body))
-        return self._reset() if reply is None else self._send(reply)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = _handle
-
-    def _body(self) -> bytes | None:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            parts: list[bytes] = []
-            while size := int(self.rfile.readline().partition(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > LONGEST_BODY:
-            self.close_connection = True
-            return None
-        return self.rfile.read(length)
-
-    def _send(self, reply: Reply) -> None:
-        content = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
-        self.send_response(reply.status)
-        for name, value in ({"Content-Type": "application/json"} | dict(reply.headers)).items():
-            self.send_header(name, value)
-        if "Content-Length" not in reply.headers:
-            self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
-
-    def _reset(self) -> None:
-        self.close_connection = True
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.connection.close()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the vendor keeps its own log."""

@@ -1,1 +1,1 @@
-"""Fireworks AI: ``compile`` plans, ``records`` converts rows."""
+"""Fireworks AI: ``compile`` plans, ``records`` converts rows, ``client`` talks to the service through its SDK."""

@@ -109,7 +109,8 @@ def _await_ready(api: Api, upload: Upload, name: str, sleep: Sleep) -> None:
             what = f"Fireworks rejects the {upload.role} rows of {upload.source} ({vendor_message(status) or status['code']})"
             raise ProviderError(what, fix="correct these rows and submit again", retry="no")
         if waited >= READY_S:
-            what = f"Fireworks has not made dataset {ident} ready in {waited / 60:.0f} minutes (it is {found.get('state') or 'in no state'})"
+            state = found.get("state") or "in no state"
+            what = f"Fireworks has not made dataset {ident} ready in {waited / 60:.0f} minutes (it is {state})"
             raise ProviderError(what, fix="go on later with: tuneport reconcile --yes (the file is not sent again)")
         sleep(pause)
         waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)

@@ -24,9 +24,10 @@ LONGEST_MESSAGE = 400
 """Characters of a vendor's message that are passed on."""
 
 _MOVE = "see where else this job can run: tuneport plan --provider all"
-_CREATED_BEFORE = "nothing is lost: what was begun stands in the ledger"
+_AGAIN = "try again; what was begun stands in the ledger, so nothing is lost"
 _ADVICE: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("not tunable", "not support fine-tuning", "not supported for fine-tuning", "cannot be fine-tuned"), "choose a base model that can be tuned: tuneport models"),
+    (("not tunable", "support fine-tuning", "be fine-tuned"), "choose a base model that can be tuned: tuneport models"),
+    (("deployed", "in use"), "take it off its deployment first: tuneport undeploy"),
     (("quota",), "ask Fireworks for a higher quota, or wait until other jobs have ended"),
     (("150 mb", "too large", "maximum size"), "send fewer or shorter rows"),
     (("skew", "clock", "too far in the", "request has expired"), "set this machine's clock right"),
@@ -53,14 +54,14 @@ def mapped(error: BaseException) -> TuneportError:
     if isinstance(error, httpx.HTTPStatusError):  # a signed URL, outside of the SDK's client
         return _by_status(error.response.status_code, error.response.text, dict(error.response.headers))
     if isinstance(error, (fireworks.APITimeoutError, httpx.TimeoutException)):
-        return ProviderError("Fireworks did not answer in time", fix=_CREATED_BEFORE)
+        return ProviderError("Fireworks did not answer in time", fix=_AGAIN)
     if isinstance(error, (fireworks.APIConnectionError, httpx.HTTPError, ConnectionError)):
         return _unreachable(error)
     if isinstance(error, DatasetUploadError):
-        return ProviderError(f"the rows cannot be uploaded to Fireworks ({error})", fix="upload them with firectl", retry="no")
+        return ProviderError(f"the rows cannot be uploaded to Fireworks ({_short(error)})", fix="upload them with firectl", retry="no")
     if isinstance(error, (ValueError, httpx.StreamError)):
-        return ProviderError(f"Fireworks' answer cannot be read ({_short(error)})", fix=_CREATED_BEFORE)
-    return ProviderError(f"the call to Fireworks failed ({type(error).__name__}: {_short(error)})", fix=_CREATED_BEFORE)
+        return ProviderError(f"Fireworks' answer cannot be read ({_short(error)})", fix=_AGAIN)
+    return ProviderError(f"the call to Fireworks failed ({type(error).__name__}: {_short(error)})", fix=_AGAIN)
 
 
 def unreadable(status: int, body: object) -> ProviderError:
@@ -68,7 +69,7 @@ def unreadable(status: int, body: object) -> ProviderError:
     if _is_html(body):
         what = f"a web page came back in place of Fireworks' answer (status {status}); a proxy or a login page stands in between"
         return ProviderError(what, fix="check HTTPS_PROXY, FIREWORKS_BASE_URL and the network")
-    return ProviderError(f"Fireworks' answer is not valid JSON (status {status})", fix=_CREATED_BEFORE)
+    return ProviderError(f"Fireworks' answer is not valid JSON (status {status})", fix=_AGAIN)
 
 
 def vendor_message(body: object) -> str:
@@ -101,7 +102,7 @@ def _by_status(status: int, body: object, headers: dict[str, str]) -> TuneportEr
         what = "the deployment is waking up (DEPLOYMENT_SCALING_UP)"
         return ProviderError(what, fix="ask again in some minutes", retry_after=_retry_after(headers))
     if status in (408, 425) or status >= 500:
-        return ProviderError(f"Fireworks failed with status {status} ({message})", fix=_CREATED_BEFORE, retry_after=_retry_after(headers))
+        return ProviderError(f"Fireworks failed with status {status} ({message})", fix=_AGAIN, retry_after=_retry_after(headers))
     if status == 413:
         return ProviderError(f"Fireworks finds the file too large ({message})", fix="send fewer or shorter rows", retry="no")
     if status == 404:
@@ -117,7 +118,8 @@ def _unreachable(error: BaseException) -> ProviderError:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             fix = "set this machine's clock right, or make the proxy's certificate known (SSL_CERT_FILE)"
-            return ProviderError(f"Fireworks' certificate is not accepted ({cause.verify_message})", fix=fix)
+            # The connection was never made, so nothing took effect; trying again would change nothing.
+            return ProviderError(f"Fireworks' certificate is not accepted ({cause.verify_message})", fix=fix, retry="no")
         cause = cause.__cause__ or cause.__context__
     reason = _short(error.__cause__ or error)
     return ProviderError(f"Fireworks cannot be reached ({reason})", fix="check the network, HTTPS_PROXY and FIREWORKS_BASE_URL")

@@ -6,18 +6,19 @@ Answers are read as JSON documents, not as the SDK's types: these drop nothing a
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from tuneport.core.errors import CredentialsError, MissingExtraError, TuneportError, UsageError
 from tuneport.core.plan import Plan
-from tuneport.core.secrets import redact
-from tuneport.providers.exchange import at, option, split
+from tuneport.providers.exchange import at, mask_logs, option, split
 from tuneport.providers.fireworks.errors import mapped, unreadable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60.0
 """Longest wait for one answer, in seconds: what the SDK itself waits (fireworks-ai 1.2.28, ``_constants.py``)."""
 CONNECT_S = 10.0
+OWN_HOST = "api.fireworks.ai"
 PAGE = 200
 """Most entries of one page of a list (docstrings of the SDK)."""
 
@@ -124,7 +126,8 @@ class Api:
 def session(account: str | None = None, address: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iterator[Api]:
     """An open client for ``account`` (else FIREWORKS_ACCOUNT_ID) at ``address`` (else FIREWORKS_BASE_URL, else Fireworks).
 
-    Raises MissingExtraError without the SDK, and CredentialsError that names every variable that is missing.
+    Raises MissingExtraError without the SDK, CredentialsError that names every variable that is missing, and UsageError when
+    the address is that of Fireworks itself: the SDK then asks for paths that only a service of one's own has.
     """
     try:
         import fireworks  # noqa: PLC0415 -- an extra, and slow to import
@@ -138,14 +141,27 @@ def session(account: str | None = None, address: str | None = None, *, timeout_s
         verb = "is" if len(missing) == 1 else "are"
         fix = "set it in the environment; both stand in Fireworks' console, and training wants a key with the right to train"
         raise CredentialsError(f"{' and '.join(missing)} {verb} not set, and every call to Fireworks needs both key and account", fix=fix)
-    _mask_logs()
+    given = address or os.environ.get("FIREWORKS_BASE_URL", "")
+    if urlsplit(given).hostname == OWN_HOST:
+        what = f"the address {given} is Fireworks' own, which the SDK reaches by other paths when it is given explicitly"
+        raise UsageError(what, fix="remove options.fireworks.base_url and FIREWORKS_BASE_URL")
+    mask_logs("fireworks._base_client", "httpx")
     timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
-    # Never retried by the SDK: core.retry is the one policy, and create is not retried at all.
-    with (
-        translated(),
-        fireworks.Fireworks(api_key=key, account_id=account, base_url=address, timeout=timeout, max_retries=0) as client,
-    ):
-        yield Api(client, account, address)
+    with translated():
+        http = fireworks.DefaultHttpxClient(verify=certificates(), timeout=timeout)
+        # Never retried by the SDK: core.retry is the one policy, and create is not retried at all.
+        with fireworks.Fireworks(
+            api_key=key, account_id=account, base_url=address, timeout=timeout, max_retries=0, http_client=http
+        ) as client:
+            yield Api(client, account, address)
+
+
+@lru_cache(maxsize=1)
+def certificates() -> ssl.SSLContext:
+    """The authorities that are trusted, as httpx picks them. Reading them takes longer than a request."""
+    import httpx  # noqa: PLC0415
+
+    return httpx.create_ssl_context()
 
 
 @contextmanager
@@ -158,7 +174,7 @@ def translated() -> Iterator[None]:
         yield
     except TuneportError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 -- whatever the SDK raises becomes one of ours
         raise mapped(error) from None
 
 
@@ -185,19 +201,3 @@ def document(answer: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise unreadable(response.status_code, response.text)
     return found
-
-
-class _Mask(logging.Filter):
-    """Masks secrets in a log record: the SDK's debug lines hold request bodies, httpx's info lines hold signed addresses."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = redact(record.getMessage()), None
-        return True
-
-
-_MASK = _Mask()
-
-
-def _mask_logs() -> None:
-    for name in ("fireworks._base_client", "httpx"):
-        logging.getLogger(name).addFilter(_MASK)  # adding it twice adds it once

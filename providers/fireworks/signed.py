@@ -12,12 +12,16 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tuneport.core.errors import ProviderError
 from tuneport.core.provider import OnProgress
 from tuneport.core.retry import retrying
-from tuneport.providers.fireworks.session import TIMEOUT_S, Api, translated
+from tuneport.providers.fireworks.session import TIMEOUT_S, Api, certificates, translated
+
+if TYPE_CHECKING:
+    import httpx
 
 BLOCK = 1 << 20
 MOST_TEXT = 64_000_000
@@ -28,17 +32,15 @@ Sleep = Callable[[float], None]
 
 def read_text(api: Api, url: str) -> str | None:
     """The text at a signed address; None when nothing stands there (yet)."""
-    import httpx  # noqa: PLC0415 -- comes with the SDK
-
     _check(api, url)
     content = b""
-    with translated(), httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as http, http.stream("GET", url) as answer:
+    with translated(), _client() as http, http.stream("GET", url) as answer:
         if answer.status_code == 404:
             return None
         if answer.is_error:
             answer.read()
         answer.raise_for_status()
-        for block in answer.iter_bytes(BLOCK):
+        for block in answer.iter_bytes():
             content += block
             if len(content) >= MOST_TEXT:
                 break
@@ -76,15 +78,20 @@ def bring_all(api: Api, model_id: str, account: str, folder: Path, on_progress: 
     return targets
 
 
-def _fetch(url: str, target: Path, name: str, on_progress: OnProgress | None) -> None:
-    import httpx  # noqa: PLC0415
+def _client() -> httpx.Client:
+    """A client that knows no key."""
+    import httpx  # noqa: PLC0415 -- comes with the SDK
 
+    return httpx.Client(verify=certificates(), timeout=TIMEOUT_S, follow_redirects=True)
+
+
+def _fetch(url: str, target: Path, name: str, on_progress: OnProgress | None) -> None:
     part, facts = target.with_name(target.name + ".part"), target.with_name(target.name + ".part.json")
-    have, mark = part.stat().st_size if part.exists() else 0, _mark(facts)
-    if not mark:  # nothing says that the rest would be the rest of the same file
+    have, mark = part.stat().st_size if part.exists() else 0, _known(facts).get("etag", "")
+    if not mark or mark.startswith("W/"):  # nothing says that the rest would be the rest of the same file
         have = 0
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-", "If-Range": mark} if have else {})
-    with translated(), httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as http, http.stream("GET", url, headers=headers) as answer:
+    with translated(), _client() as http, http.stream("GET", url, headers=headers) as answer:
         if have and answer.status_code == 416:  # all of it had arrived, only its name was missing
             total: int | None = have
         else:
@@ -93,14 +100,16 @@ def _fetch(url: str, target: Path, name: str, on_progress: OnProgress | None) ->
             answer.raise_for_status()
             if "html" in answer.headers.get("content-type", "").lower():
                 raise ProviderError(f"a web page came back in place of {name}", fix="check HTTPS_PROXY and the network")
-            if answer.status_code != 206:
+            if answer.status_code != 206:  # the whole file, since there was nothing yet or it is another one now
                 have = 0
             total = _total(answer.headers)
+            # In the answer to a Range, a checksum may be that of the rest alone.
+            md5 = _known(facts).get("md5", "") if have else _md5(answer.headers)
             with part.open("r+b" if have else "wb") as file:
-                facts.write_text(json.dumps({"etag": answer.headers.get("etag", ""), "md5": _md5(answer.headers)}), encoding="utf-8")
+                facts.write_text(json.dumps({"etag": answer.headers.get("etag", ""), "md5": md5}), encoding="utf-8")
                 file.seek(have)
                 file.truncate()
-                for block in answer.iter_bytes(BLOCK):
+                for block in answer.iter_bytes():
                     file.write(block)
                     have += len(block)
                     if on_progress is not None:
@@ -119,7 +128,7 @@ def _finish(part: Path, facts: Path, target: Path, name: str) -> None:
         while block := file.read(BLOCK):
             sha256.update(block)
             md5.update(block)
-    told = json.loads(facts.read_text(encoding="utf-8")).get("md5")
+    told = _known(facts).get("md5")
     if told and told != base64.b64encode(md5.digest()).decode():
         part.unlink()
         facts.unlink()
@@ -158,13 +167,13 @@ def _noted(target: Path) -> Path:
     return target.with_name(f"{target.name}.sha256")
 
 
-def _mark(facts: Path) -> str:
-    """The strong ETag of what has arrived so far; empty when nothing is known of it."""
+def _known(facts: Path) -> dict[str, str]:
+    """What is known of what has arrived so far; empty when nothing is."""
     try:
-        found = str(json.loads(facts.read_text(encoding="utf-8")).get("etag") or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return "" if found.startswith("W/") else found
+        found = json.loads(facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _md5(headers: Mapping[str, str]) -> str:

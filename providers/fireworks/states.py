@@ -6,12 +6,15 @@ written there: COMPLETED, EARLY_STOPPED, FAILED, EXPIRED and CANCELLED are taken
 
 from __future__ import annotations
 
+import hashlib
+import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from tuneport.core.job import JobState, RemoteJob
+from tuneport.core.job import JobEvent, JobState, RemoteJob
 from tuneport.core.secrets import redact
 
 STATES: Mapping[str, JobState] = {
@@ -54,10 +57,10 @@ def is_our_key(job_id: str) -> bool:
     return _OUR_KEY.fullmatch(job_id) is not None
 
 
-def remote_job(job: Mapping[str, Any], *, account: str, suffix: str = "") -> RemoteJob:
+def remote_job(job: Mapping[str, Any], *, account: str, at: Callable[[str], str] = str) -> RemoteJob:
     """The job as Fireworks shows it (a JSON document of any family).
 
-    ``suffix`` goes behind the ref and the model's name: the service's address where it is not the environment's.
+    ``at`` makes the ref, and the model's name, carry the service's address where it is not the environment's.
     ``billed_usd`` is Fireworks' ``estimatedCost``, taken once the job has ended; before that it is only told in ``message``.
     """
     raw = str(job.get("state") or "JOB_STATE_UNSPECIFIED")
@@ -66,15 +69,15 @@ def remote_job(job: Mapping[str, Any], *, account: str, suffix: str = "") -> Rem
     job_id = name.rpartition("/")[2]
     training = job.get("trainingConfig") or job
     cost = money(job.get("estimatedCost"))
-    percent = (job.get("jobProgress") or {}).get("percent")
+    percent = _number((job.get("jobProgress") or {}).get("percent"))
     return RemoteJob(
-        ref=name + suffix,
+        ref=at(name),
         state=state,
         raw_state=raw,
         message=redact("; ".join(filter(None, (_status(job), NOTES.get(raw, ""), _cost_note(cost, state))))),
-        progress=None if percent is None else min(max(float(percent) / 100, 0.0), 1.0),
+        progress=None if percent is None else min(max(percent / 100, 0.0), 1.0),
         billed_usd=cost[0] if cost and cost[1] == "USD" and state.terminal else None,
-        tuned_model=model_name(training.get("outputModel") or job_id, account) + suffix if state is JobState.SUCCEEDED else None,
+        tuned_model=at(model_name(training.get("outputModel") or job_id, account)) if state is JobState.SUCCEEDED else None,
         base_model=training.get("baseModel") or training.get("warmStartFrom"),
         created_at=moment(job.get("createTime")),
         key=job_id if is_our_key(job_id) else None,
@@ -102,6 +105,45 @@ def moment(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def metric_events(text: str, begun: str | None) -> list[JobEvent]:
+    """The lines of a metrics file as events, by step. The same line has the same id whenever it is read again.
+
+    Each line is ``{"timestamp": seconds, "step": n, "data": {"train/loss": ...}}`` or has the numbers beside ``step``
+    (seen in files of July 2026; Fireworks documents no format). A line without a time gets ``begun``, the job's start;
+    a line that is not whole, because it is just being written, is left out.
+    """
+    start = moment(begun) or datetime.fromtimestamp(0, UTC)
+    found: dict[str, JobEvent] = {}
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if not isinstance(record, dict) or _number(record.get("step")) is None:
+            continue
+        step = _number(record["step"]) or 0.0
+        data = record.get("data")
+        pairs = (data if isinstance(data, dict) else record).items()
+        numbers = {_metric(name): value for name, given in pairs if name not in _NOT_METRICS and (value := _number(given)) is not None}
+        seconds = _number(record.get("timestamp"))
+        ident = f"metrics-{step:g}-{hashlib.sha256(line.encode()).hexdigest()[:8]}"
+        at = start if seconds is None else datetime.fromtimestamp(seconds, UTC)
+        found[ident] = JobEvent(ident, at, "info", f"step {step:g}", {"step": step, **numbers})
+    return sorted(found.values(), key=lambda event: (event.at, event.metrics["step"]))
+
+
+_NOT_METRICS = frozenset({"step", "timestamp"})
+
+
+def _metric(name: str) -> str:
+    """``train/loss`` -> loss, ``eval/loss`` -> eval_loss."""
+    return name.removeprefix("train/").replace("/", "_")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) else None
 
 
 def _status(job: Mapping[str, Any]) -> str:

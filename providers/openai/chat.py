@@ -63,12 +63,13 @@ class Chat:
         import openai  # noqa: PLC0415
 
         call = f"to answer with {self._model}"
+        messages: Any = list(request.messages)
         started = time.monotonic()
         while True:
             settings = {**self._settings, self._length: request.max_tokens}
             try:
                 with translated(call, self._service):
-                    answer = self._client.chat.completions.create(model=self._model, messages=list(request.messages), **settings)  # type: ignore[call-overload]
+                    answer = self._client.chat.completions.create(model=self._model, messages=messages, **settings)
                 return _reply(request, answer, time.monotonic() - started, call, self._service)
             except TuneportError as error:
                 cause = error.__cause__

@@ -7,27 +7,30 @@ No step compares this machine's clock with OpenAI's, except to say how long a jo
 from __future__ import annotations
 
 import os
+import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tuneport.core.catalogue import Offering, load_catalogue
 from tuneport.core.catalogue import closed as closed_on
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import MissingExtraError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
+from tuneport.core.options import OpenAIOptions
 from tuneport.core.plan import FieldOutcome, Plan, PlanWarning
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
-from tuneport.providers.openai import files as store
 from tuneport.providers.openai.address import Address, split
 from tuneport.providers.openai.chat import Chat
 from tuneport.providers.openai.compile import compile_plan
-from tuneport.providers.openai.errors import KEY_VARIABLE, WHO_MAY, closed, no_key, translated, unreadable
+from tuneport.providers.openai.errors import KEY_VARIABLE, WHO_MAY, closed, no_key, parsed, translated, unreadable
+from tuneport.providers.openai.files import PART_BYTES, FileStore, pages
 from tuneport.providers.openai.states import LEVELS, STATES
 
 if TYPE_CHECKING:
@@ -35,33 +38,41 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "tuneport_key"
 """Where the job's key stands among the metadata; ``compile`` keeps one of the 16 places free for it."""
+UNOFFERED: Mapping[str, str] = {"download": "OpenAI gives no access to tuned weights"}
 CONNECT_S = 10.0
 TIMEOUT_S = 60.0
 UPLOAD_S = 600.0
+CHAT_S = 300.0
 _PAGE = 100  # entries of a list, the most that OpenAI gives
 _SCANNED_PAGES = 10
 """Pages of jobs, newest first, in which ``find`` looks for the key when the filter shows nothing."""
 
 
 class OpenAIProvider:
-    """OpenAI. ``timeout_s``: patience for one answer; ``part_bytes``: above this size a file goes up in parts.
+    """OpenAI. ``options.base_url`` is the service for everything that does not name its own.
+
+    ``timeout_s``: patience for one answer (chat and uploads have their own); ``part_bytes``: a larger file goes up in parts.
 
     ``today`` and ``sleep`` are for tests.
     """
 
     name = "openai"
     settle_seconds = 60.0  # no source says how soon the list shows a new job
-    unoffered: ClassVar[Mapping[str, str]] = {"download": "OpenAI gives no access to tuned weights"}
+    unoffered: Mapping[str, str] = UNOFFERED
 
     def __init__(
         self,
+        options: OpenAIOptions | None = None,
         *,
         timeout_s: float = TIMEOUT_S,
-        part_bytes: int = store.PART_BYTES,
+        upload_timeout_s: float = UPLOAD_S,
+        part_bytes: int = PART_BYTES,
         today: Callable[[], date] = date.today,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._timeout_s, self._part_bytes, self._today, self._sleep = timeout_s, part_bytes, today, sleep
+        self._address = Address(options.base_url if options else None)
+        self._timeout_s, self._upload_timeout_s = timeout_s, upload_timeout_s
+        self._part_bytes, self._today, self._sleep = part_bytes, today, sleep
 
     def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
         """The body of POST /fine_tuning/jobs. Pure."""
@@ -76,11 +87,9 @@ class OpenAIProvider:
         """
         address = Address.of_plan(plan)
         self._check_open(plan, address)
-        with self._client(address, max(UPLOAD_S, self._timeout_s) if self._timeout_s >= TIMEOUT_S else self._timeout_s) as client:
-            return {
-                upload.role: store.send(client, address.service, upload, rows, key, on_progress, self._part_bytes)
-                for upload in plan.uploads
-            }
+        with self._client(address, self._upload_timeout_s) as client:
+            files = FileStore(client, address.service, self._part_bytes, self._sleep)
+            return {upload.role: files.send(upload, rows, key, on_progress) for upload in plan.uploads}
 
     def create(self, plan: Plan, files: Mapping[str, str], key: str) -> RemoteJob:
         """POST /fine_tuning/jobs, sent once: the SDK's own retries are off."""
@@ -111,7 +120,7 @@ class OpenAIProvider:
                     return self._read(job, address)
                 if not getattr(job, "metadata", None):
                     if own_files is None:
-                        own_files = {entry.id for entry in store.named(client, address.service, f"{key}-")}
+                        own_files = {entry.id for entry in FileStore(client, address.service).named(f"{key}-")}
                     if getattr(job, "training_file", None) in own_files:
                         return self._read(job, address)
         return None
@@ -120,35 +129,35 @@ class OpenAIProvider:
 
     def poll(self, ref: str) -> RemoteJob:
         """The job's present state."""
-        job_id, address = split(ref)
+        job_id, address = self._split(ref)
         with self._client(address) as client, translated(f"to show job {job_id}", address.service):
             return self._seen(client.fine_tuning.jobs.with_raw_response.retrieve(job_id), address)
 
     def events(self, ref: str) -> Iterator[JobEvent]:
         """The job's events, oldest first; numbers in their data become metrics."""
-        job_id, address = split(ref)
+        job_id, address = self._split(ref)
         with self._client(address) as client:
-            jobs = client.fine_tuning.jobs
+            jobs = client.fine_tuning.jobs.with_raw_response
             newest_first = list(
-                store.pages(lambda after: jobs.list_events(job_id, limit=_PAGE, **after), f"to show events of {job_id}", address.service)
+                pages(lambda after: jobs.list_events(job_id, limit=_PAGE, **after), f"to show events of {job_id}", address.service)
             )
         events = [_event(entry) for entry in reversed(newest_first)]
         yield from sorted({event.id: event for event in events}.values(), key=lambda event: event.at)
 
     def checkpoints(self, ref: str) -> list[Checkpoint]:
         """The job's checkpoints, each a model that can be called."""
-        job_id, address = split(ref)
+        job_id, address = self._split(ref)
         with self._client(address) as client:
-            listed = client.fine_tuning.jobs.checkpoints
+            listed = client.fine_tuning.jobs.checkpoints.with_raw_response
             found = list(
-                store.pages(lambda after: listed.list(job_id, limit=_PAGE, **after), f"to show checkpoints of {job_id}", address.service)
+                pages(lambda after: listed.list(job_id, limit=_PAGE, **after), f"to show checkpoints of {job_id}", address.service)
             )
         made = (Checkpoint(c.step_number, address.mark(c.fine_tuned_model_checkpoint), _numbers(c.metrics.model_dump())) for c in found)
         return sorted(made, key=lambda checkpoint: checkpoint.step)
 
     def list_jobs(self, limit: int | None = None) -> Iterator[RemoteJob]:
         """The jobs of the account (of the service in the environment), newest first."""
-        address = Address()
+        address = self._address
         with self._client(address) as client:
             for count, job in enumerate(self._jobs(client, address, None)):
                 if count == limit:
@@ -184,7 +193,7 @@ class OpenAIProvider:
 
         Raises ProviderError while the job still runs.
         """
-        job_id, address = split(ref)
+        job_id, address = self._split(ref)
         with self._client(address) as client, translated(f"to delete what job {job_id} left", address.service):
             raw = client.fine_tuning.jobs.with_raw_response.retrieve(job_id)
             if not self._seen(raw, address).state.terminal:
@@ -192,7 +201,7 @@ class OpenAIProvider:
             job = raw.parse()
             models = [job.fine_tuned_model, *(split(c.model)[0] for c in self.checkpoints(ref))] if job.fine_tuned_model else []
             removed = [f"model {name}" for name in dict.fromkeys(models) if _gone(client.models.delete, name)]
-            for file_id in self._own_files(client, job):
+            for file_id in self._own_files(client, job, address):
                 if _gone(client.files.delete, file_id):
                     removed.append(f"file {file_id}")
         return removed
@@ -202,8 +211,8 @@ class OpenAIProvider:
 
         Raises CredentialsError for the key, ProviderError when the model does not exist (any more).
         """
-        name, address = split(model)
-        with self._client(address) as client:
+        name, address = self._split(model)
+        with self._client(address, CHAT_S) as client:
             yield from Chat(client, name, address.service, self._sleep).answer_all(requests)
 
     def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:  # noqa: ARG002
@@ -212,6 +221,10 @@ class OpenAIProvider:
 
     # Inner parts
 
+    def _split(self, marked: str) -> tuple[str, Address]:
+        name, address = split(marked)
+        return name, address if address.base_url else self._address
+
     @contextmanager
     def _client(self, address: Address, timeout_s: float | None = None) -> Iterator[OpenAI]:
         try:
@@ -219,21 +232,22 @@ class OpenAIProvider:
         except ImportError:
             raise MissingExtraError("the openai package is not installed", "openai") from None
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        if not key:
+        if not key or not key.isascii() or not key.isprintable():
             raise no_key()
         timeout = openai.Timeout(timeout_s or self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
         with translated("to take a connection", address.service):
-            client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout)
+            transport = openai.DefaultHttpxClient(verify=_ssl_context(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))))
+            client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout, http_client=transport)
         with client:
             yield client
 
     def _jobs(self, client: OpenAI, address: Address, most_pages: int | None, **filters: Any) -> Iterator[Any]:
-        jobs = client.fine_tuning.jobs
-        return store.pages(lambda after: jobs.list(limit=_PAGE, **after, **filters), "to list jobs", address.service, most_pages)
+        jobs = client.fine_tuning.jobs.with_raw_response
+        return pages(lambda after: jobs.list(limit=_PAGE, **after, **filters), "to list jobs", address.service, most_pages)
 
     def _steer(self, ref: str, verb: str, done: Callable[[RemoteJob], bool]) -> RemoteJob:
         """Call a verb of the job; when OpenAI refuses because it is done already, the present state is the answer."""
-        job_id, address = split(ref)
+        job_id, address = self._split(ref)
         with self._client(address) as client:
             try:
                 with translated(f"to {verb} job {job_id}", address.service):
@@ -252,7 +266,7 @@ class OpenAIProvider:
             now = parsedate_to_datetime(sent).timestamp() if sent else None
         except ValueError:
             now = None
-        return self._read(raw.parse(), address, now)
+        return self._read(parsed(raw, "to show a job", address.service), address, now)
 
     def _read(self, job: Any, address: Address, now: float | None = None) -> RemoteJob:
         """A job of the SDK as ours; ``now`` by the vendor's clock. Raises ProviderError when it is no job at all."""
@@ -266,7 +280,7 @@ class OpenAIProvider:
             ref=address.mark(job_id),
             state=state,
             raw_state=raw,
-            message=_failure(job) if state is JobState.FAILED else lifetime(base) if address.is_openai or state.terminal else "",
+            message=_failure(job) if state is JobState.FAILED else lifetime(base) if address.is_openai else "",
             seconds_left=max(0.0, finish - now) if finish and now is not None and not state.terminal else None,
             billed_tokens=getattr(job, "trained_tokens", None),
             tuned_model=address.mark(tuned) if tuned and state is JobState.SUCCEEDED else None,
@@ -293,18 +307,26 @@ class OpenAIProvider:
                 raise
             plan = _refused_model(plan, f"{address.service} shows no model {plan.vendor_model} to this account")
         if address.is_openai and next(self._jobs(client, address, 1), None) is None:
-            plan = _warned(plan, "eligibility", f"this account shows no earlier fine-tuning job, so OpenAI will likely refuse: {WHO_MAY}")
+            plan = _warned(plan, "account", f"this account shows no earlier fine-tuning job, so OpenAI will likely refuse: {WHO_MAY}")
         return _warned(plan, "online", f"{address.service} has no call that tells prices or limits; those of the catalogue hold")
 
-    def _own_files(self, client: OpenAI, job: Any) -> Iterator[str]:
+    def _own_files(self, client: OpenAI, job: Any, address: Address) -> Iterator[str]:
         """The result files, and the training files whose names say that they were uploaded for this job alone."""
         yield from getattr(job, "result_files", None) or []
         key = _key_of(job)
         if key:
             used = {job.training_file, getattr(job, "validation_file", None)}
-            for entry in store.named(client, "OpenAI", f"{key}-"):
+            for entry in FileStore(client, address.service).named(f"{key}-"):
                 if entry.id in used:
                     yield entry.id
+
+
+@lru_cache(maxsize=2)
+def _ssl_context(_file: str | None, _folder: str | None) -> ssl.SSLContext:
+    """The certificates that the SDK trusts, read once: they take 50 ms. The arguments are what it reads from the environment."""
+    import httpx2  # noqa: PLC0415 -- the transport of the SDK
+
+    return httpx2.create_ssl_context()
 
 
 def lifetime(base_model: str | None) -> str:

@@ -83,9 +83,17 @@ def unreadable(call: str, service: str = "OpenAI") -> ProviderError:
     )
 
 
+def parsed(raw: Any, call: str, service: str = "OpenAI") -> Any:
+    """The content of a raw response of the SDK. Raises ProviderError when it is no JSON: the SDK would hand a web page on as text."""
+    if "json" not in raw.headers.get("content-type", ""):
+        raise unreadable(call, service)
+    return raw.parse()
+
+
 def no_key() -> CredentialsError:
-    """The error for a key that is not set."""
-    return CredentialsError(f"no key for OpenAI: {KEY_VARIABLE} is not set", fix=f"set the environment variable {KEY_VARIABLE}")
+    """The error for a key that is not set, or that no header can carry."""
+    what = f"no key for OpenAI: {KEY_VARIABLE} is not set, or holds characters that no key has"
+    return CredentialsError(what, fix=f"put your key into the environment variable {KEY_VARIABLE}")
 
 
 def closed(what: str) -> VendorClosedError:

@@ -1,1 +1,1 @@
-"""Together AI: ``compile`` plans, ``records`` converts rows."""
+"""Together AI: ``compile`` plans, ``records`` converts rows, ``client`` talks to the service through its SDK."""

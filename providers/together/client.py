@@ -12,21 +12,23 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
+from tuneport.core.options import TogetherOptions
 from tuneport.core.plan import Plan
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
 from tuneport.core.retry import retrying
 from tuneport.core.spec import JobSpec
+from tuneport.providers.exchange import at, filled, option, split
 from tuneport.providers.together import online
 from tuneport.providers.together.compile import compile_plan
 from tuneport.providers.together.errors import lacks_endpoint, mapped, translated
 from tuneport.providers.together.files import belongs, upload_all
-from tuneport.providers.together.session import TIMEOUT_S, address_of, document, filled, listed, require_secrets, session
-from tuneport.providers.together.states import KEY, TRAINING_BEGUN, at, hub_export, job_events, metric_at, moment, remote_job, split
+from tuneport.providers.together.session import TIMEOUT_S, TITLE, document, listed, session
+from tuneport.providers.together.states import KEY, TRAINING_BEGUN, hub_export, job_events, metric_at, moment, remote_job
 from tuneport.providers.together.weights import Kind, archive
 
 if TYPE_CHECKING:
@@ -45,16 +47,19 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 class TogetherProvider:
     """``core.provider.Provider`` for Together AI.
 
-    ``timeout_s`` is the longest wait for one answer; ``sleep`` is for tests.
+    ``options`` say where the service is; a plan, a ref or a model's name that says so itself goes first. ``timeout_s`` is the
+    longest wait for one answer; ``sleep`` is for tests.
     """
 
     name = "together"
     settle_seconds = 60.0  # assumed; Together does not say how soon its list shows a new job
-    unoffered: ClassVar[Mapping[str, str]] = UNOFFERED
+    unoffered: Mapping[str, str] = UNOFFERED
 
-    def __init__(self, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._timeout_s = timeout_s
-        self._sleep = sleep
+    def __init__(
+        self, options: TogetherOptions | None = None, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._address = options.base_url if options else None
+        self._timeout_s, self._sleep = timeout_s, sleep
 
     def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
         """The spec in Together's words."""
@@ -67,8 +72,9 @@ class TogetherProvider:
 
         Raises DataError for rows that Together cannot take, each with its place; and what ``create`` raises.
         """
-        with self._session(address_of(plan)) as client:
-            require_secrets(plan)
+        with self._session(self._address_of(plan)) as client:
+            # A key that the payload needs must be there before anything is sent.
+            filled(plan.payload, {upload.role: "" for upload in plan.uploads}, TITLE)
             return upload_all(client, plan, rows, key, on_progress, self._sleep)
 
     def create(self, plan: Plan, files: Mapping[str, str], key: str) -> RemoteJob:
@@ -79,9 +85,9 @@ class TogetherProvider:
         """
         import httpx  # noqa: PLC0415 -- comes with the SDK, which session() asks for
 
-        address = address_of(plan)
+        address = self._address_of(plan)
         with self._session(address) as client:
-            body = filled(plan.payload, files) | {"suffix": suffix(plan, key)}
+            body = filled(plan.payload, files, TITLE) | {"suffix": suffix(plan, key)}
             return remote_job(document(client.post("/v1/fine-tunes", body=body, cast_to=httpx.Response)), address)
 
     def find(self, plan: Plan, key: str) -> RemoteJob | None:
@@ -90,7 +96,7 @@ class TogetherProvider:
         A job of the last two weeks that shows no key, and no suffix or one that was cut short, counts when the name of its
         training file begins with the key. Raises ProviderError when several such jobs exist, for then nobody can say which it is.
         """
-        address = address_of(plan)
+        address = self._address_of(plan)
         with self._session(address) as client:
             jobs, sent = listed(client.fine_tuning.with_raw_response.list()), suffix(plan, key)
             ours = [job for job in jobs if key in _names(job)]
@@ -106,13 +112,13 @@ class TogetherProvider:
 
     def poll(self, ref: str) -> RemoteJob:
         """The job's present state. ``total_price`` and ``token_count`` become the bill once the job has ended."""
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             return remote_job(self._job(client, ident), address)
 
     def events(self, ref: str) -> Iterator[JobEvent]:
         """The job's events and the points of its loss curve, oldest first."""
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             events = listed(client.fine_tuning.with_raw_response.list_events(ident))
             begun = any(str(event.get("type")).lower() in TRAINING_BEGUN for event in events)
@@ -121,7 +127,7 @@ class TogetherProvider:
 
     def checkpoints(self, ref: str) -> list[Checkpoint]:
         """The job's checkpoints by step. Each ``model`` fits ``continue_from`` and ``download``."""
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             found = listed(client.fine_tuning.with_raw_response.list_checkpoints(ident))
             metrics = self._metrics(client, ident) if found else []
@@ -130,14 +136,14 @@ class TogetherProvider:
 
     def list_jobs(self, limit: int | None = None) -> Iterator[RemoteJob]:
         """The account's jobs, newest first."""
-        with self._session() as client:
+        with self._session(self._address) as client:
             jobs = listed(client.fine_tuning.with_raw_response.list())
         for job in sorted(jobs, key=_made, reverse=True)[:limit]:
-            yield remote_job(job)
+            yield remote_job(job, self._address)
 
     def hub_export(self, ref: str) -> str:
         """How far the export to Hugging Face (``export.hub_repo``) is: "" (nothing said yet), uploading, done or failed."""
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             return hub_export(listed(client.fine_tuning.with_raw_response.list_events(ident)))
 
@@ -147,7 +153,7 @@ class TogetherProvider:
         What cannot be asked becomes a warning with the code "online".
         """
         try:
-            with self._session(address_of(plan)) as client:
+            with self._session(self._address_of(plan)) as client:
                 return online.asked(client, plan, files or {}, date.today())
         except TuneportError as error:
             return online.could_not_ask(plan, error)
@@ -156,7 +162,7 @@ class TogetherProvider:
 
     def cancel(self, ref: str) -> RemoteJob:
         """Ask Together to stop the job; one that has ended stays as it is."""
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             try:
                 with translated():
@@ -185,7 +191,7 @@ class TogetherProvider:
         ``kind`` chooses between a LoRA job's adapter (the default) and the merged model. Goes on where an earlier call broke
         off. Its SHA-256 is written beside it. Raises ProviderError when there are no weights (yet).
         """
-        name, address = split(ref)
+        name, address = self._split(ref)
         ident, _, step = name.partition(":")
         with self._session(address) as client:
             job = self._job(client, ident)
@@ -204,7 +210,7 @@ class TogetherProvider:
 
         Raises ProviderError for a job that has not ended.
         """
-        ident, address = split(ref)
+        ident, address = self._split(ref)
         with self._session(address) as client:
             jobs = listed(client.fine_tuning.with_raw_response.list())
             job = next((job for job in jobs if job.get("id") == ident), None)
@@ -230,7 +236,7 @@ class TogetherProvider:
 
         Raises ProviderError when nothing serves the model, and CredentialsError; other failures are that request's ``error``.
         """
-        name, address = split(model)
+        name, address = self._split(model)
         with self._session(address) as client, ThreadPoolExecutor(max_workers=CHATS_AT_ONCE) as pool:
             waiting: list[Future[ChatReply]] = [pool.submit(self._reply, client, name, request) for request in requests]
             try:
@@ -242,7 +248,14 @@ class TogetherProvider:
 
     # Inner parts
 
-    def _session(self, address: str | None = None) -> AbstractContextManager[together.Together]:
+    def _address_of(self, plan: Plan) -> str | None:
+        return option(plan, "base_url") or self._address
+
+    def _split(self, marked: str) -> tuple[str, str | None]:
+        name, address = split(marked)
+        return name, address or self._address
+
+    def _session(self, address: str | None) -> AbstractContextManager[together.Together]:
         return session(address, timeout_s=self._timeout_s)
 
     def _job(self, client: together.Together, ident: str) -> dict[str, Any]:
@@ -283,14 +296,17 @@ class TogetherProvider:
             raise
         except TuneportError as error:
             return ChatReply(request.id, "", error=str(error))
+        except UnicodeEncodeError:
+            return ChatReply(request.id, "", error="the question holds half a character (a lone surrogate), which no request can carry")
         choices = answer.get("choices")
         message = choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
         text = message.get("content") if isinstance(message, dict) else None
         if not isinstance(text, str):
             return ChatReply(request.id, "", error="Together's answer holds no text")
-        usage = answer.get("usage") if isinstance(answer.get("usage"), dict) else {}
-        counts = (usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens"))
-        return ChatReply(request.id, text, *counts, seconds=time.monotonic() - began)
+        told = answer.get("usage")
+        usage = told if isinstance(told, dict) else {}
+        seconds = time.monotonic() - began
+        return ChatReply(request.id, text, usage.get("prompt_tokens"), usage.get("completion_tokens"), seconds)
 
 
 class _Unserved(ProviderError):

@@ -37,6 +37,8 @@ LATER_FIX = "try again later; status.together.ai shows disturbances"
 
 _LONGEST = 400
 """Characters of a vendor's message that are kept."""
+_DEEPEST = 10
+"""Causes of a broken connection that are looked at."""
 
 _NOT_TUNABLE = re.compile(r"model.{0,120}\b(?:not|isn't|no longer)\b.{0,40}\b(?:support|avail|tunable|fine-?tun|exist|found)", re.I | re.S)
 _FILE_GONE = re.compile(r"\bfile.{0,80}\b(?:not found|does not exist|doesn't exist|expired|deleted|no such)", re.I | re.S)
@@ -55,11 +57,12 @@ def translated(*also: type[Exception]) -> Iterator[None]:
     import httpx  # noqa: PLC0415 -- comes with the SDK
     import together  # noqa: PLC0415
 
+    kinds: tuple[type[Exception], ...] = (together.TogetherError, httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError, *also)
     try:
         yield
     except TuneportError:
         raise
-    except (together.TogetherError, httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError, *also) as error:
+    except kinds as error:
         raise mapped(error) from None
 
 
@@ -160,14 +163,13 @@ def _refusal(status: int, message: str, said: str) -> ProviderError:
 
 
 def _unreachable(error: BaseException) -> ProviderError:
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, ssl.SSLCertVerificationError):
-            return _certificate(chain)
-        if "CERTIFICATE_VERIFY_FAILED" in str(chain):
-            return _certificate(chain)
-        last, chain = chain, chain.__cause__ or chain.__context__
-    why = _brief(last) or type(last).__name__
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < _DEEPEST:
+        chain.append(cause)
+    for cause in reversed(chain):  # the innermost knows most
+        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):
+            return _certificate(cause)
+    why = _brief(chain[-1]) or type(chain[-1]).__name__
     return ProviderError(f"Together cannot be reached ({why})", fix="check the network, HTTPS_PROXY and TOGETHER_BASE_URL")
 
 

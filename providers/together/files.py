@@ -7,20 +7,18 @@ Together already holds is found by its checksum (409), so uploading twice is har
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tuneport.core.data.rows import Row
 from tuneport.core.errors import DataError, ProviderError, UsageError
 from tuneport.core.plan import Plan, Upload
 from tuneport.core.provider import OnProgress, OpenRows
 from tuneport.core.retry import retrying
-from tuneport.providers.chat_records import row_fault
+from tuneport.providers.exchange import write_records
 from tuneport.providers.together.errors import translated
 from tuneport.providers.together.records import RECORDS
 from tuneport.providers.together.session import document
@@ -47,40 +45,28 @@ def upload_all(
     user's file; ProviderError when the service does not finish its check.
     """
     try:
-        ids = _upload_all(client, plan, rows, key, on_progress)
+        sent = _upload_all(client, plan, rows, key, on_progress)
     except OSError as error:
         fix = "make room there, or set TMPDIR to another folder"
         raise UsageError(f"the converted rows cannot be kept in {tempfile.gettempdir()} ({error.strerror})", fix=fix) from error
     for upload in plan.uploads:
-        _await_check(client, ids[upload.role], upload, rows, sleep)
-    return ids
+        _await_check(client, *sent[upload.role], upload, rows, sleep)
+    return {role: ident for role, (ident, _) in sent.items()}
 
 
-def _upload_all(client: together.Together, plan: Plan, rows: OpenRows, key: str, on_progress: OnProgress | None) -> dict[str, str]:
-    ids: dict[str, str] = {}
+def _upload_all(
+    client: together.Together, plan: Plan, rows: OpenRows, key: str, on_progress: OnProgress | None
+) -> dict[str, tuple[str, int]]:
+    """{role: (file id, bytes)}."""
+    ids: dict[str, tuple[str, int]] = {}
     with tempfile.TemporaryDirectory(prefix="tuneport-") as folder:
         for upload in plan.uploads:
             # The key in the name tells whose file it is, should Together not show a job's suffix.
             path = Path(folder) / f"{key}-{upload.filename}"
-            write_records(path, upload, rows(upload.role))
-            ids[upload.role] = _send(client, path, upload, on_progress)
+            write_records(path, upload, rows(upload.role), RECORDS[upload.record])
+            ids[upload.role] = _send(client, path, upload, on_progress), path.stat().st_size
             path.unlink()
     return ids
-
-
-def write_records(path: Path, upload: Upload, rows: Iterator[Row]) -> None:
-    """The rows as JSON lines in the upload's record format. Raises DataError for a row that it cannot express."""
-    convert = RECORDS[upload.record]
-    written = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            try:
-                file.write(json.dumps(convert(row), ensure_ascii=False, allow_nan=False) + "\n")
-            except UnicodeEncodeError:
-                raise row_fault(row, "holds half a character (a lone surrogate)", "remove it") from None
-            written += 1
-    if not written:
-        raise DataError(f"{upload.source} has no rows for {upload.role}", fix="give it at least one row")
 
 
 def _send(client: together.Together, path: Path, upload: Upload, on_progress: OnProgress | None) -> str:
@@ -97,7 +83,7 @@ def _send(client: together.Together, path: Path, upload: Upload, on_progress: On
     return ident
 
 
-def _await_check(client: together.Together, ident: str, upload: Upload, rows: OpenRows, sleep: Sleep) -> None:
+def _await_check(client: together.Together, ident: str, size: int, upload: Upload, rows: OpenRows, sleep: Sleep) -> None:
     def read() -> dict[str, Any]:
         with translated():
             return document(client.files.with_raw_response.retrieve(ident))
@@ -109,6 +95,11 @@ def _await_check(client: together.Together, ident: str, upload: Upload, rows: Op
         report = record.get("validation_report")
         report = report if isinstance(report, dict) else {}
         why = " ".join(str(report.get("error") or "").split())
+        arrived = record.get("bytes")
+        unfit = status in ("INVALID_FORMAT", "FAILED")
+        if isinstance(arrived, int) and arrived < size and (unfit or (arrived == 0 and status not in _WAITING)):
+            what = f"only {arrived:,} of {size:,} bytes of the {upload.role} file {ident} arrived at Together"
+            raise ProviderError(what, fix="submit again; a proxy may have swallowed the content (HTTPS_PROXY)")
         if status == "INVALID_FORMAT" or report.get("valid") is False:
             raise _rejected(ident, upload, rows, why)
         if status == "FAILED":
@@ -117,7 +108,7 @@ def _await_check(client: together.Together, ident: str, upload: Upload, rows: Op
         if status not in _WAITING:
             return
         if waited >= CHECK_S:
-            fix = "go on later with: tuneport reconcile --resume (the file is not sent again)"
+            fix = "go on later with: tuneport reconcile --yes (the file is not sent again)"
             raise ProviderError(f"Together is still checking the {upload.role} file {ident} after {waited / 60:.0f} minutes", fix=fix)
         sleep(pause)
         waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
 from tuneport.core.money import Cost, CostLine, Range
-from tuneport.core.plan import FieldOutcome, Plan, PlanWarning
+from tuneport.core.plan import Plan
+from tuneport.providers.exchange import filled, refused, warned
 from tuneport.providers.together.errors import translated
-from tuneport.providers.together.session import document, filled
+from tuneport.providers.together.session import TITLE, document
 
 if TYPE_CHECKING:
     import together
@@ -77,23 +78,6 @@ def faults(plan: Plan, limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "options.together.train_vision", f"{plan.vendor_model} reads no images, as Together says today"
 
 
-def refused(plan: Plan, reasons: Mapping[str, str]) -> Plan:
-    """The plan with these fields refused; a field that is refused already keeps its reason."""
-    if not reasons:
-        return plan
-    known = {outcome.path: outcome for outcome in plan.outcomes}
-    for path, reason in reasons.items():
-        before = known.get(path) or FieldOutcome(path=path, outcome="refused")
-        if before.outcome != "refused" or not before.note:
-            known[path] = before.model_copy(update={"outcome": "refused", "note": reason})
-    return plan.model_copy(update={"outcomes": tuple(known.values())})
-
-
-def warned(plan: Plan, code: str, message: str) -> Plan:
-    """The plan with one more warning."""
-    return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code=code, message=message))})
-
-
 def could_not_ask(plan: Plan, error: TuneportError) -> Plan:
     """The plan with the warning that Together was not asked, and why."""
     return warned(plan, "online", f"limits and price were not asked of Together: {error}")
@@ -103,7 +87,7 @@ def _priced(client: together.Together, plan: Plan, files: Mapping[str, str], tod
     if any(upload.role not in files for upload in plan.uploads):
         return warned(plan, "online", f"Together tells its own price only for files that are uploaded; {_OURS}")
     names = ("training_file", "validation_file", "model", "from_checkpoint", "n_epochs", "n_evals", "training_type", "training_method")
-    body = {name: filled(plan.payload[name], files) for name in names if plan.payload.get(name)}
+    body = {name: filled(plan.payload[name], files, TITLE) for name in names if plan.payload.get(name)}
     with translated():
         told = document(client.fine_tuning.with_raw_response.estimate_price(**body))
     price = told.get("estimated_total_price")

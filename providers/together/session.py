@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tuneport.core.errors import CredentialsError, MissingExtraError, ProviderError
-from tuneport.core.plan import Plan
+from tuneport.core.errors import CredentialsError, MissingExtraError, ProviderError, UsageError
+from tuneport.providers.exchange import mask_logs
 from tuneport.providers.together.errors import KEY_FIX, KEY_VARIABLE, translated, unreadable
 
 if TYPE_CHECKING:
     import together
 
+TITLE = "Together"
 TIMEOUT_S = 60.0
 """Longest wait for one answer, in seconds: what the SDK itself waits (together 3.1.1, ``_constants.py``)."""
 CONNECT_S = 10.0
+_LOGGERS = ("together._base_client", "together.lib.resources.files", "httpx", "httpcore.http11", "httpcore.connection")
+_TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @contextmanager
@@ -36,16 +41,23 @@ def session(address: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iter
         raise CredentialsError(f"{KEY_VARIABLE} is not set, and Together wants a key", fix=KEY_FIX)
     if not (key.isascii() and key.isprintable()):
         raise CredentialsError(f"{KEY_VARIABLE} holds characters that no key has", fix=KEY_FIX)
+    mask_logs(*_LOGGERS)
     timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
+    transport = together.DefaultHttpxClient(verify=_tls(*map(os.environ.get, _TLS_VARIABLES)), timeout=timeout)
     # Never retried by the SDK: create would be paid twice, and for the rest core.retry is the one policy.
-    with translated(), together.Together(api_key=key, base_url=address, timeout=timeout, max_retries=0) as client:
+    with translated(), together.Together(api_key=key, base_url=address, timeout=timeout, max_retries=0, http_client=transport) as client:
         yield client
 
 
-def address_of(plan: Plan) -> str | None:
-    """The service's address that the spec names (options.together.base_url); None means the environment's."""
-    named = (o.value for o in plan.outcomes if o.path == "options.together.base_url" and o.value is not None)
-    return next((str(address).rstrip("/") for address in named), None)
+@lru_cache(maxsize=4)
+def _tls(*_variables: str | None) -> ssl.SSLContext:
+    """The certificates that are trusted. Kept, because reading them takes 0.05 s, longer than most answers."""
+    import httpx  # noqa: PLC0415
+
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        raise UsageError(f"SSL_CERT_FILE or SSL_CERT_DIR names no certificates ({error.strerror})", fix="correct or unset it") from error
 
 
 def document(answer: Any) -> dict[str, Any]:
@@ -69,32 +81,3 @@ def listed(answer: Any, name: str = "data") -> list[dict[str, Any]]:
     if found is not None and not isinstance(found, list):
         raise ProviderError(f"Together's answer has no list under {name!r}", fix="look again later")
     return [entry for entry in found or () if isinstance(entry, dict)]
-
-
-def filled(value: Any, files: Mapping[str, str]) -> Any:
-    """A payload with its references carried out: ``${upload:role}`` from ``files``, ``${env:NAME}`` from the environment.
-
-    Raises CredentialsError for a variable that is not set, ProviderError for a file that was not uploaded.
-    """
-    if isinstance(value, dict):
-        return {name: filled(entry, files) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [filled(entry, files) for entry in value]
-    if not isinstance(value, str) or not (value.startswith("${") and value.endswith("}")):
-        return value
-    kind, _, name = value[2:-1].partition(":")
-    if kind == "upload":
-        if name not in files:
-            raise ProviderError(f"the job's {name} file was not uploaded to Together", fix="submit the job again", retry="no")
-        return files[name]
-    if kind == "env":
-        found = os.environ.get(name, "").strip()
-        if not found:
-            raise CredentialsError(f"{name} is not set, and the job hands it on to Together", fix=f"set {name}, or remove what needs it")
-        return found
-    return value
-
-
-def require_secrets(plan: Plan) -> None:
-    """Raises CredentialsError when the payload needs a variable that is not set: before anything is uploaded."""
-    filled({name: value for name, value in plan.payload.items() if isinstance(value, str) and value.startswith("${env:")}, {})

@@ -15,7 +15,7 @@ from typing import Any
 
 from tuneport.core.errors import ProviderError
 from tuneport.core.job import JobEvent, JobState, RemoteJob
-from tuneport.core.keys import ALPHABET
+from tuneport.providers.exchange import at
 
 STATES: Mapping[str, JobState] = {
     "pending": JobState.QUEUED,
@@ -31,7 +31,7 @@ STATES: Mapping[str, JobState] = {
 }
 """Together's word -> ours. Any other word is JobState.UNKNOWN and is polled on."""
 
-KEY = re.compile(rf"tp-[{ALPHABET}]{{6}}-[{ALPHABET}]{{8}}")
+KEY = re.compile(r"tp-[a-z0-9]{6}-[a-z0-9]{8}")
 """The shape of ``core.keys.new_key``."""
 
 NANODOLLARS = 1e9
@@ -70,17 +70,6 @@ def remote_job(job: Mapping[str, Any], address: str | None = None) -> RemoteJob:
         created_at=moment(job.get("created_at")),
         key=found[0] if found else None,
     )
-
-
-def at(name: str, address: str | None) -> str:
-    """A ref or model name that carries the service's address, e.g. ``ft-1@http://localhost:8080``."""
-    return f"{name}@{address}" if address else name
-
-
-def split(ref: str) -> tuple[str, str | None]:
-    """The name and the address of what ``at`` has made."""
-    name, mark, address = ref.partition("@http")
-    return name, f"http{address}" if mark else None
 
 
 def job_events(events: Iterable[Mapping[str, Any]], metrics: Iterable[Mapping[str, Any]]) -> list[JobEvent]:

@@ -29,6 +29,7 @@ Kind = Literal["adapter", "merged"]
 """Of a LoRA job: the adapter alone, or the base model with the adapter merged in (where Together makes one)."""
 
 BLOCK = 1 << 20
+"""Bytes between two reports of progress, and of one read."""
 _KEPT = ("content-type", "content-range", "content-length", "etag", "content-md5", "x-amz-checksum-sha256", "x-goog-hash")
 _ARCHIVES = (b"\x28\xb5\x2f\xfd", b"\x1f\x8b")
 """First bytes of zstd and gzip."""
@@ -134,11 +135,13 @@ def _fetch(client: together.Together, wanted: dict[str, Any], part: _Part, name:
             part.facts.write_text(json.dumps({h: v for h in _KEPT if (v := answer.headers.get(h))}), encoding="utf-8")
             file.seek(have)
             file.truncate()
-            for block in answer.iter_bytes(BLOCK):
+            told = have
+            for block in answer.iter_bytes():  # as it arrives, so that nothing waits in memory when the connection breaks
                 file.write(block)
                 have += len(block)
-                if on_progress is not None:
+                if on_progress is not None and (have - told >= BLOCK or have == total):
                     on_progress(name, have, total)
+                    told = have
             file.flush()
             os.fsync(file.fileno())
     if total is not None and have != total:

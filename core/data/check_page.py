@@ -1,0 +1,39 @@
+"""Renders check reports as one HTML page: self-contained, everything escaped, no script, nothing loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from tuneport.core.data.atomic import write_text
+from tuneport.core.data.check_report import CheckReport
+
+_SHOWN_LABELS = 50
+
+
+def verdict(reports: Sequence[CheckReport]) -> str:
+    """The result in one sentence."""
+    counts = {severity: sum(f.severity == severity for r in reports for f in r.findings) for severity in ("error", "warning", "info")}
+    rows = sum(report.rows for report in reports)
+    if counts["error"]:
+        kinds = f"{counts['error']} kind{'s' if counts['error'] > 1 else ''} of error"
+        return f"{rows:,} rows have {kinds}: mend them before training."
+    if counts["warning"]:
+        kinds = f"{counts['warning']} kind{'s' if counts['warning'] > 1 else ''} of warning"
+        return f"{rows:,} rows can be trained on; {kinds} deserve a look first."
+    return f"{rows:,} rows are ready to train on."
+
+
+def render_page(reports: Sequence[CheckReport]) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415 - only a page needs it
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = files("tuneport.core.data").joinpath("check_page.html.j2").read_text(encoding="utf-8")
+    return environment.from_string(template).render(reports=reports, verdict=verdict(reports), shown_labels=_SHOWN_LABELS)
+
+
+def write_page(path: str | Path, reports: Sequence[CheckReport]) -> None:
+    """Write the page, in one step. Raises DataError when the place cannot be written."""
+    write_text(Path(path), render_page(reports))

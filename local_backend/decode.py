@@ -1,0 +1,140 @@
+"""Batched greedy decoding with a shared prompt prefix computed once.
+
+Few-shot prompts share most of their tokens; their keys and values are computed a single time and copied into each batch.
+Rows of a batch are padded on the left, finished rows leave it. The result is that of decoding each prompt alone, up to
+rounding: in bf16 two nearly equal logits may change places with the batch's shape, as they do in any batched inference.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+MAX_ROWS = 32
+"""Rows in a batch at most. On two cores 32 rows decode at about twice the rate of 16; more gains little."""
+MAX_TOKENS = 65_536
+"""Tokens (rows x longest row) in a batch at most, to bound the memory of the cache."""
+SHORTEST_PREFIX = 16
+"""Shared tokens from which a common prefix is worth its handling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt as tokens."""
+
+    id: str
+    ids: list[int]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Generated tokens without the stop token. ``seconds`` is how long the row was in its batch."""
+
+    id: str
+    ids: list[int]
+    seconds: float
+
+
+def common_prefix(prompts: Sequence[Prompt]) -> int:
+    """Tokens that all prompts begin with; each keeps at least one of its own."""
+    if len(prompts) < 2:
+        return 0
+    low, high = min(p.ids for p in prompts), max(p.ids for p in prompts)
+    shortest = min(len(p.ids) for p in prompts) - 1
+    shared = next((i for i in range(min(len(low), shortest)) if low[i] != high[i]), min(len(low), shortest))
+    return shared if shared >= SHORTEST_PREFIX else 0
+
+
+def decode(model: Any, prompts: Sequence[Prompt], *, stops: frozenset[int], pad: int) -> Iterator[Answer]:
+    """Greedy answers to all prompts, batch by batch, longest first. Halves a batch that does not fit the GPU."""
+    if not prompts:
+        return
+    with torch.inference_mode():
+        shared = common_prefix(prompts)
+        prefix = _prefix_cache(model, prompts[0].ids[:shared]) if shared else None
+        if prefix is None:
+            shared = 0
+        for batch in _batches(prompts):
+            yield from _fitting(model, batch, shared, prefix, stops, pad)
+
+
+def _prefix_cache(model: Any, ids: list[int]) -> Any:
+    """Keys and values of the shared prefix; None for caches that cannot be copied to several rows (recurrent models)."""
+    cache = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, logits_to_keep=1).past_key_values
+    known = hasattr(cache, "batch_repeat_interleave") and hasattr(cache, "layers") and not any(getattr(i, "is_sliding", False) for i in cache.layers)
+    return cache if known else None
+
+
+def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Similar lengths together, the longest first so that a lack of memory shows at once."""
+    batch: list[Prompt] = []
+    longest = 0
+    for prompt in sorted(prompts, key=lambda p: -(len(p.ids) + p.max_tokens)):
+        longest = longest or len(prompt.ids) + prompt.max_tokens
+        if batch and (len(batch) == MAX_ROWS or (len(batch) + 1) * longest > MAX_TOKENS):
+            yield batch
+            batch, longest = [], len(prompt.ids) + prompt.max_tokens
+        batch.append(prompt)
+    yield batch
+
+
+def _fitting(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: frozenset[int], pad: int) -> Iterator[Answer]:
+    try:
+        answers = _batch(model, batch, shared, prefix, stops, pad)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        answers = None
+    if answers is not None:
+        yield from answers
+        return
+    torch.cuda.empty_cache()
+    half = len(batch) // 2
+    yield from _fitting(model, batch[:half], shared, prefix, stops, pad)
+    yield from _fitting(model, batch[half:], shared, prefix, stops, pad)
+
+
+def _batch(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: frozenset[int], pad: int) -> list[Answer]:
+    began = time.monotonic()
+    device = model.device
+    own = [p.ids[shared:] for p in batch]
+    width = max(map(len, own))
+    ids = torch.tensor([[pad] * (width - len(o)) + o for o in own], device=device)
+    mask = torch.tensor([[1] * shared + [0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
+    cache = None
+    if prefix is not None:
+        cache = copy.deepcopy(prefix)
+        cache.batch_repeat_interleave(len(batch))
+    found: list[list[int]] = [[] for _ in batch]
+    answers: list[Answer] = []
+    active = list(range(len(batch)))  # which prompt each row of the tensors answers
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    while active:
+        out = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache = out.past_key_values
+        tokens = out.logits[:, -1].argmax(-1)
+        stay: list[int] = []
+        for row, (prompt, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
+            if token not in stops:
+                found[prompt].append(token)
+            if token in stops or len(found[prompt]) >= batch[prompt].max_tokens:
+                answers.append(Answer(batch[prompt].id, found[prompt], time.monotonic() - began))
+            else:
+                stay.append(row)
+        if len(stay) < len(active) and stay:
+            kept = torch.tensor(stay, device=device)
+            cache.batch_select_indices(kept)
+            tokens, mask, positions = tokens[kept], mask[kept], positions[kept]
+        active = [active[row] for row in stay]
+        ids = tokens[:, None]
+        mask = torch.cat([mask, mask.new_ones((mask.shape[0], 1))], dim=1)
+        positions = positions[:, -1:] + 1
+    return answers

@@ -1,0 +1,93 @@
+"""Starting worker processes: the same interpreter, the same tuneport, an environment that suits training. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+import tuneport
+from tuneport.core.errors import ProviderError
+from tuneport.local_backend.jobdir import JobDir
+
+LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
+"""Names the inherited descriptor of the job's lock."""
+ATTEMPT_VARIABLE = "TUNEPORT_ATTEMPT"
+"""Which attempt at the job the worker is, from 1."""
+
+CPU_ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+"""glibc settings that must stand before Python starts: large blocks stay with the process instead of going back to the
+system after every tensor. Measured on the CPU, November 2026: 4.8 to 2.6 s a step."""
+
+
+def worker_environment() -> dict[str, str]:
+    """The environment of every worker: fast memory on the CPU, one GPU, no telemetry, and this very tuneport."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {
+        **os.environ,
+        **CPU_ENVIRONMENT,
+        "CUDA_VISIBLE_DEVICES": visible.split(",")[0] if visible is not None else "0",
+        "PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",  # no module of the working directory stands before an installed one
+        "PYTHONPATH": _python_path(),
+    }
+
+
+def _python_path() -> str:
+    """PYTHONPATH that finds the tuneport in use. An installed one is found anyway, and site-packages must not come first."""
+    package = Path(next(iter(tuneport.__path__))).parent
+    installed = {Path(sysconfig.get_path(name)) for name in ("purelib", "platlib")}
+    here = [] if package in installed else [str(package)]
+    return os.pathsep.join(here + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p])
+
+
+def start_worker(job: JobDir) -> bool:
+    """Start a training worker on the job, in a session of its own so that it outlives us; False when one is at work already.
+
+    The lock is taken here and inherited by the worker, so that two starters never make two workers.
+    """
+    lock = job.take_lock()
+    if lock is None:
+        return False
+    try:
+        previous = job.worker()
+        attempt = previous[1] + 1 if previous else 1
+        job.clear_request()
+        with job.log.open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tuneport.local_backend.train", str(job.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=job.path,
+                env=worker_environment() | {LOCK_VARIABLE: str(lock), ATTEMPT_VARIABLE: str(attempt)},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+        job.set_worker(process.pid, attempt)
+    except OSError as error:
+        raise ProviderError(f"the training worker cannot be started ({error})", fix="free memory or disk, then try again") from error
+    finally:
+        os.close(lock)
+    # Reaps the worker if it ends before us; does not keep us alive.
+    threading.Thread(target=process.wait, daemon=True, name=f"worker-{process.pid}").start()
+    return True
+
+
+def start_generation(requests: Path, stderr: Path) -> subprocess.Popen[str]:
+    """Start the inference worker on a file of requests; replies come on its stdout."""
+    with stderr.open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tuneport.local_backend.generate", str(requests)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=worker_environment(),
+            text=True,
+            encoding="utf-8",
+        )
