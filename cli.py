@@ -588,6 +588,9 @@ def baseline(
     shots: Annotated[
         list[int] | None, typer.Option("--shots", min=0, help="Examples in the prompt (repeatable); 0 is zero-shot. Default: 0 and 6.")
     ] = None,
+    instruction: Annotated[
+        Path | None, typer.Option("--instruction", help="Text file with the prompt to measure, in place of the rows' system prompt.")
+    ] = None,
     json_schema: SchemaOption = None,
 ) -> None:
     """Measure how far prompting gets the base model on the held-out rows: the bar that tuning must beat."""
@@ -596,7 +599,10 @@ def baseline(
 
     loaded = load_spec(spec)
     model = load_catalogue().offering(loaded, provider).vendor_id
-    arms = [{"name": "zero-shot" if k == 0 else f"few-shot ({k})", "shots": k, "kind": "prompted"} for k in shots or (0, 6)]
+    words = _read(instruction).strip() if instruction else None
+    arms = [
+        {"name": "zero-shot" if k == 0 else f"few-shot ({k})", "shots": k, "kind": "prompted", "instruction": words} for k in shots or (0, 6)
+    ]
     _measure(loaded, provider, model, arms, out, json_schema)
 
 
@@ -725,6 +731,9 @@ def _plain(value: Any) -> dict[str, Any]:
 def _short(value: Any) -> str:
     import json
 
+    if isinstance(value, float):
+        value = float(f"{value:.6g}")
+        value = int(value) if value.is_integer() else value
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 40 else text[:37] + "..."
 
@@ -760,7 +769,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="make it with `tuneport baseline` or `tuneport evaluate`") from None
+        raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` and `tuneport evaluate` write measurements") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -68,6 +68,7 @@ def run_arm(
     name: str,
     kind: Literal["prompted", "tuned"] = "prompted",
     shots: int = 0,
+    instruction: str | None = None,
     job: str | None = None,
     cache: Path | None = None,
     scope: str = "",
@@ -77,13 +78,13 @@ def run_arm(
 
     Rows with one and the same prompt are asked once and share the answer. A reply with an error, or a missing one, is
     an unanswered row: scores 0, counted, reported by ``measure``. ``cache`` is the folder that keeps answers (None: they
-    are not kept). ``scope`` is whatever else decides an answer beside provider, model, job and prompt, such as the
+    are not kept). ``instruction`` stands in place of the rows' system prompt. ``scope`` is whatever else decides an answer beside provider, model, job and prompt, such as the
     address of the service or the hash of the weights.
 
     Errors that ``provider.chat`` raises pass through; what was answered before is kept. Raises ProviderError when a
     reply belongs to no request, or a second one to the same, and UsageError when the cache cannot be written.
     """
-    prompts = suite.prompts(shots)
+    prompts = suite.prompts(shots, instruction)
     keys = [
         answer_key(provider=provider.name, model=model, job=job or "", scope=scope, messages=messages, max_tokens=suite.max_tokens)
         for messages in prompts

@@ -69,10 +69,14 @@ class EvalSuite:
             )
         return tuple(chosen)
 
-    def prompts(self, shots: int = 0) -> list[tuple[Message, ...]]:
-        """What to send for each item: its system prompt, then the examples as turns, then its own turns."""
+    def prompts(self, shots: int = 0, instruction: str | None = None) -> list[tuple[Message, ...]]:
+        """What to send for each item: its system prompt, then the examples as turns, then its own turns.
+
+        ``instruction`` stands in place of the item's system prompt: a prompted model may need more words than a tuned one.
+        """
         examples = [turn for item in self.few_shot(shots) for turn in (*_turns(item), {"role": "assistant", "content": item.expected})]
-        return [(*_system(item), *examples, *_turns(item)) for item in self.items]
+        own = ({"role": "system", "content": instruction},) if instruction else ()
+        return [(*(own or _system(item)), *examples, *_turns(item)) for item in self.items]
 
 
 def load_suite(

@@ -24,6 +24,7 @@ from tuneport.local_backend.best import BestAdapter
 from tuneport.local_backend.chat import IGNORED, Encoded
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import COMPLETE, JobDir
+from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import batches, rate_factor, spread, total_steps, warmup_steps
 
 
@@ -74,11 +75,16 @@ class _Order:
 
 
 class LocalTrainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer with our order of rows and our learning-rate schedule."""
+    """SFTTrainer with our order of rows, our learning-rate schedule, and a shared prompt computed once per batch."""
 
     def __init__(self, run: Run, **settings: Any) -> None:
         self.run = run
         super().__init__(**settings)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        if not self.run.checkpointing:  # recomputation and a cache exclude each other
+            inputs = share_prefix(model, inputs)
+        return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
 
     def get_train_dataloader(self) -> Any:
         config = self.run.config

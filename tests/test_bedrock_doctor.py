@@ -11,12 +11,12 @@ import pytest
 
 pytest.importorskip("boto3")
 
-from tuneport.core.options import BedrockOptions  # noqa: E402
-from tuneport.providers.bedrock.aws import Aws  # noqa: E402
-from tuneport.providers.bedrock.doctor import CALLER_ACTIONS, ROLE_ACTIONS, Finding, diagnose  # noqa: E402
-from tuneport.providers.conformance.aws_account import ACCOUNT, ROLE, USER  # noqa: E402
-from tuneport.providers.conformance.bedrock_vendor import BedrockVendor  # noqa: E402
-from tuneport.providers.conformance.faults import refusal, reset  # noqa: E402
+from tuneport.core.options import BedrockOptions
+from tuneport.providers.bedrock.aws import Aws
+from tuneport.providers.bedrock.doctor import CALLER_ACTIONS, ROLE_ACTIONS, Finding, diagnose
+from tuneport.providers.conformance.aws_account import ACCOUNT, ROLE, USER
+from tuneport.providers.conformance.bedrock_vendor import BedrockVendor
+from tuneport.providers.conformance.faults import refusal, reset
 
 NOVA = "amazon.nova-micro-v1:0:128k"
 WHOLE = BedrockOptions(role_arn=ROLE, data_s3_uri="s3://acme-tuning/data", output_s3_uri="s3://acme-tuning/out")
@@ -166,7 +166,8 @@ def test_over_moto(monkeypatch: pytest.MonkeyPatch) -> None:
     host, port = running.get_host_and_port()
     settings = {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "AKIAMOTO000000000001", "AWS_SECRET_ACCESS_KEY": "moto-secret-01",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     }  # fmt: skip
     try:
         for name, value in settings.items():

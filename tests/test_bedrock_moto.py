@@ -53,7 +53,8 @@ def aws(server: str, monkeypatch: pytest.MonkeyPatch) -> Aws:
     urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST"), timeout=10).close()
     settings = {
         "AWS_ENDPOINT_URL": server, "AWS_ACCESS_KEY_ID": "AKIAMOTO000000000001", "AWS_SECRET_ACCESS_KEY": "moto-secret-0123456789",
-        "AWS_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_REGION": REGION, "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
     }  # fmt: skip
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
@@ -179,7 +180,7 @@ def test_large_files_go_up_in_parts_and_orphaned_parts_are_dropped(aws: Aws, tmp
     assert [upload["Key"] for upload in s3.list_multipart_uploads(Bucket=place.bucket)["Uploads"]] == ["somebody/else"]
 
 
-@pytest.mark.parametrize(("bucket", "words"), [("acme-west", "is in us-west-2, and the job runs in us-east-1"), ("acme-none", "no S3 bucket")])
+@pytest.mark.parametrize(("bucket", "words"), [("acme-west", "in us-west-2, and the job runs in us-east-1"), ("acme-none", "no S3 bucket")])
 def test_a_bucket_elsewhere_or_nowhere(aws: Aws, train: str, bucket: str, words: str) -> None:
     with pytest.raises(ProviderError, match=words):
         Ready(spec(train, data_s3_uri=f"s3://{bucket}/data")).upload()

@@ -211,7 +211,7 @@ PASS_ROLE = f"User: {USER} is not authorized to perform: iam:PassRole on resourc
         (refusal(400, "This model has reached the end of its life.", "ValidationException"), ProviderError, "choose another base model"),
         (refusal(400, "The provided model identifier is invalid.", "ValidationException"), ProviderError, "region does not offer"),
         (refusal(400, "The S3 bucket must be in the same region.", "ValidationException"), ProviderError, "in another region"),
-        (refusal(403, "You don't have access to the model with the specified ID.", "AccessDeniedException"), CredentialsError, "Model access"),
+        (refusal(403, "You don't have access to the model with this ID.", "AccessDeniedException"), CredentialsError, "Model access"),
         (refusal(400, "Too many tags", "TooManyTagsException"), ProviderError, "remove some of the spec's tags"),
         (refusal(400, "The key is disabled", "KMSDisabledException"), ProviderError, "KMS key"),
     ],

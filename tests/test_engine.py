@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneport.core.engine import Engine, Update
+from tuneport.core.engine import Update
 from tuneport.core.errors import (
     BudgetError,
     CredentialsError,
@@ -21,38 +21,14 @@ from tuneport.core.errors import (
     VendorClosedError,
 )
 from tuneport.core.job import JobState
-from tuneport.core.ledger import Ledger, Step
+from tuneport.core.ledger import Step
 from tuneport.core.money import Range
 from tuneport.core.plan import FieldOutcome
-from tuneport.core.provider import ChatRequest, Provider
+from tuneport.core.provider import ChatRequest
 from tuneport.core.spec import Budget
-from tuneport.tests.fake_provider import Clock, FakeProvider, FakeVendor, make_plan, make_spec, open_rows
+from tuneport.tests.engine_bench import Bench
+from tuneport.tests.fake_provider import make_plan, make_spec
 from tuneport.tests.stores import STORES, place
-
-
-class Bench:
-    """An engine, a vendor and a clock in one folder."""
-
-    def __init__(self, folder: Path, where: str | None = None, **vendor: object) -> None:
-        self.folder = folder
-        self.clock = Clock()
-        self.vendor = FakeVendor(folder / "vendor.json", **vendor)  # type: ignore[arg-type]
-        self.provider = FakeProvider(self.vendor)
-        self.ledger = Ledger.open(where or folder / "ledger.db", now=self.clock.now)
-        self.engine = Engine(self.ledger, self.get, open_rows, sleep=self.clock.sleep, clock=self.clock.seconds)
-        self.spec = make_spec(folder)
-        self.plan = make_plan(self.spec)
-
-    def get(self, name: str, options: object = None) -> Provider:
-        assert name == "fake"
-        return self.provider
-
-    def submit(self):
-        return self.engine.submit(self.spec, self.plan)
-
-    def only_record(self):
-        (record,) = self.ledger.latest()
-        return record
 
 
 @pytest.fixture(params=STORES)

@@ -20,6 +20,7 @@ from tuneport.core.data.readers import BadRow, Record, file_kind, read_records, 
 RANGE_BYTES = 4 << 20
 RECORDS = 4_000
 
+_PIECE = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -109,19 +110,35 @@ def _packed(path: str) -> Iterator[Batch]:
     read = 0
     try:
         with open_content(path) as file:
-            while True:
-                block = file.read(RANGE_BYTES)
-                if not block:
-                    return
+            damage = ""
+            while not damage:
+                block, damage = _read_block(file)
                 if not read and block.startswith(_BOM):
                     block = block[len(_BOM) :]
                 read += len(block)
-                block, overlong = _completed(file, block)
-                yield BlockBatch(block, overlong, min(read // 4, packed))  # text packs to about a quarter
+                overlong = False
+                try:
+                    block, overlong = (block[: block.rfind(b"\n") + 1], False) if damage else _completed(file, block)
+                except DamagedArchiveError as error:
+                    block, damage = block[: block.rfind(b"\n") + 1], str(error)
+                if not block and not overlong and not damage:
+                    return
+                yield BlockBatch(block, overlong, min(read // 4, packed), damage)  # text packs to about a quarter
     except OSError as error:
         raise unreadable(path, error) from error
+
+
+def _read_block(file: BinaryIO) -> tuple[bytes, str]:
+    """The next bytes, and why none follow when the archive is damaged there."""
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        while size < RANGE_BYTES and (piece := file.read(_PIECE)):
+            pieces.append(piece)
+            size += len(piece)
     except DamagedArchiveError as error:
-        yield BlockBatch(b"", False, packed, str(error))
+        return b"".join(pieces), str(error)
+    return b"".join(pieces), ""
 
 
 def _records(source: Source) -> Iterator[Batch]:

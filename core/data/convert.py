@@ -147,8 +147,9 @@ def _no_weight(row: Row) -> None:
 
 def _turns(messages: list[Message], role: str) -> Any:
     """The text of one plain message from ``role``, else the list of messages."""
-    if len(messages) == 1 and messages[0].keys() == {"role", "content"} and messages[0]["role"] == role and isinstance(messages[0]["content"], str):
-        return messages[0]["content"]
+    first = messages[0] if len(messages) == 1 else {}
+    if first.keys() == {"role", "content"} and first["role"] == role and isinstance(first["content"], str):
+        return first["content"]
     # Weights of 0 on answers in a prompt are what reading the format gives them anyway.
     return [{key: value for key, value in message.items() if key != "weight" or value != 0} for message in messages]
 

@@ -58,7 +58,7 @@ class DeepArrays:
     longest: NDArray[np.float32]
     bands: Keys
     counts: NDArray[np.uint32]  # shingles of each row
-    grams: NDArray[np.uint64]  # 13-gram hashes, with keep_grams
+    grams: NDArray[np.uint64]  # 13-gram hashes: all with keep_grams, else those that are watched for
     gram_rows: NDArray[np.uint32]  # the row of each
     watched: dict[int, int] = field(default_factory=dict)  # watched 13-grams met: hash to number of rows
     shingles: str = ""  # file of 32-bit shingle hashes
@@ -183,13 +183,13 @@ class DeepSurvey:
         rows = np.repeat(np.arange(len(lengths), dtype=np.uint32), np.diff(shingled.offsets))
         long = np.repeat(kept > 0, np.diff(shingled.offsets))
         grams, rows = shingled.hashes[long], rows[long]
-        kept_grams = (grams, rows) if self._options.keep_grams else none
         if watch is None:
-            return *kept_grams, {}
+            return grams, rows, {}
         at = np.minimum(np.searchsorted(watch, grams), max(watch.size - 1, 0))
         met = watch[at] == grams if watch.size else np.zeros(grams.size, np.bool_)
         pairs = np.unique(np.stack([grams[met], rows[met].astype(np.uint64)]), axis=1) if met.any() else np.zeros((2, 0), np.uint64)
         found, counts = np.unique(pairs[0], return_counts=True)
+        kept_grams = (grams, rows) if self._options.keep_grams else (grams[met], rows[met])
         return *kept_grams, dict(zip(found.tolist(), counts.tolist(), strict=True))
 
     def _token_arrays(self) -> tuple[Any, Any, Any]:

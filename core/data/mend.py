@@ -24,7 +24,7 @@ WHAT: dict[Mend, str] = {
 }
 """What each mend does, as the data card says it."""
 
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant", "chatgpt": "assistant", "ai": "assistant", "prompter": "user"}
+_ROLES = {"human": "user", "prompter": "user"} | dict.fromkeys(("gpt", "bot", "model", "chatgpt", "ai"), "assistant")
 _TEXTS = ("prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "text", "label")
 _LISTS = ("messages", "prompt", "completion", "chosen", "rejected", "preferred_output", "non_preferred_output")
 

@@ -76,8 +76,8 @@ class Redactor:
 
     def _labelled(self, row: Row) -> tuple[Message, ...]:
         """A class is not personal data, and is compared by its spelling: only what stands before it is redacted."""
-        ends = row.messages[-1]["role"] == "assistant"
-        return tuple(self._message(message) for message in row.messages[:-1]) + (row.messages[-1] if ends else self._message(row.messages[-1]),)
+        last = row.messages[-1]
+        return (*map(self._message, row.messages[:-1]), last if last["role"] == "assistant" else self._message(last))
 
     def _message(self, message: Message) -> Message:
         return {key: value if key in ("role", "tool_call_id", "weight") else self._value(value) for key, value in message.items()}

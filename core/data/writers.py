@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from tuneport.core.data.atomic import replacing
 from tuneport.core.data.compressed import content_suffix, packing_of, zstd
@@ -40,7 +40,7 @@ class Writer:
         self.rows = 0
         self.sha256 = ""
         self.notes: Counter[str] = Counter()
-        self._sink: _Sink | None = None
+        self._sink: _JsonLines | _Spooled | None = None
 
     def write(self, record: Record) -> None:
         """Add a record. Raises InexpressibleError, and adds nothing, when this kind of file cannot hold it."""
@@ -48,12 +48,6 @@ class Writer:
             raise UsageError(f"{self.path} is not open", fix="write inside the with block")
         self._sink.write(record)
         self.rows += 1
-
-
-class _Sink(Protocol):
-    def write(self, record: Record) -> None: ...
-
-    def end(self) -> None: ...
 
 
 @contextmanager
@@ -75,8 +69,9 @@ def open_writer(path: Path) -> Iterator[Writer]:
             out = stack.enter_context(gzip.GzipFile(filename="", mode="wb", fileobj=hashed, mtime=0))
         elif packing == "zstd":
             out = stack.enter_context(zstd(str(path)).ZstdFile(hashed, "wb"))
-        sinks = {"jsonl": _JsonLines, "json": _JsonArray, "csv": _Csv, "parquet": _Parquet}
-        sink: _Sink = stack.enter_context(sinks[kind](out, writer.notes))
+        sinks: dict[str, type[_JsonLines | _Spooled]] = {"jsonl": _JsonLines, "json": _JsonArray, "csv": _Csv, "parquet": _Parquet}
+        sink = sinks[kind](out, writer.notes)
+        stack.callback(sink.close)
         writer._sink = sink
         yield writer
         writer._sink = None
@@ -116,18 +111,16 @@ def _line(record: Record) -> bytes:
 class _JsonLines:
     def __init__(self, out: BinaryIO, notes: Counter[str]) -> None:
         self._out = out
+        del notes  # JSON holds everything as it is
 
-    def __enter__(self) -> _JsonLines:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
+    def close(self) -> None:
+        """Nothing is held."""
 
     def write(self, record: Record) -> None:
         self._out.write(_line(record) + b"\n")
 
     def end(self) -> None:
-        pass
+        """Nothing follows the last row."""
 
 
 class _JsonArray(_JsonLines):
@@ -153,10 +146,8 @@ class _Spooled:
         self._columns: dict[str, set[str]] = {}  # kinds of value met in each
         self._spool: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving
 
-    def __enter__(self) -> _Spooled:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """Let go of the temporary file."""
         self._spool.close()
 
     def write(self, record: Record) -> None:
@@ -185,9 +176,13 @@ def _kind(value: Any) -> str:
         return "bool"
     if isinstance(value, int):
         return "int" if value in _INT64 else "json"
-    if isinstance(value, list) and value and all(isinstance(item, dict) and all(isinstance(held, str) for held in item.values()) for item in value):
+    if isinstance(value, list) and value and all(isinstance(item, dict) and _all_text(item) for item in value):
         return "messages"
     return {str: "text", float: "float", type(None): "none"}.get(type(value), "json")
+
+
+def _all_text(item: dict[str, Any]) -> bool:
+    return all(isinstance(held, str) for held in item.values())
 
 
 class _Csv(_Spooled):
@@ -202,7 +197,7 @@ class _Csv(_Spooled):
 
     def end(self) -> None:
         names = list(self._columns)
-        text = io.TextIOWrapper(_Kept(self._out), encoding="utf-8", newline="")
+        text = io.TextIOWrapper(io.BufferedWriter(_Kept(self._out)), encoding="utf-8", newline="")
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(names)
         for record in self.records():

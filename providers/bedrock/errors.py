@@ -116,7 +116,7 @@ CLASSES: Mapping[str, _Meaning] = _table(
         """ParamValidationError ValidationError MissingParametersError AliasConflictParameterError InvalidDNSNameError
         UnsupportedS3ArnError UnsupportedS3ControlArnError UnsupportedOutpostResourceError InvalidHostLabelError S3ValidationError""",
     ),
-    (_NETWORK, "HTTPClientError ConnectionError CapacityNotAvailableError WaiterError"),
+    (_NETWORK, "HTTPClientError ConnectionError CapacityNotAvailableError EndpointDiscoveryException WaiterError"),
     (_PROXY, "ProxyConnectionError"),
     (
         _UNREADABLE,
@@ -195,6 +195,7 @@ WORDING: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
 )
 """What a refusal's message adds to its code, first match first. Only for refusals: they keep their verdict "no"."""
 
+_SDK_PARTS = frozenset({"boto3", "botocore", "s3transfer"})
 _REFUSALS = frozenset({"no", "credentials"})
 
 
@@ -217,8 +218,8 @@ def mapped(error: BaseException) -> TuneportError:
     response = getattr(error, "response", None)
     if isinstance(response, Mapping) and "Error" in response:
         return _answered(response)
-    if type(error).__module__.startswith(("boto3", "s3transfer")) and isinstance(inner, Exception):
-        return mapped(inner)
+    if _part(error) in ("boto3", "s3transfer") and isinstance(inner, Exception) and _part(inner) in _SDK_PARTS:
+        return mapped(inner)  # they wrap what really happened
     names = {kind.__name__: kind for kind in type(error).__mro__}
     if "SSLError" in names:
         return _certificate(str(error))
@@ -226,6 +227,10 @@ def mapped(error: BaseException) -> TuneportError:
     if meaning is None:
         return _made(_Meaning("transient", "AWS's SDK failed in a way unknown to tuneport", LATER_FIX), f"{type(error).__name__}: {error}")
     return _made(meaning, "" if type(error).__name__ == "NoCredentialsError" else str(error) or type(error).__name__)
+
+
+def _part(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def code_of(error: BaseException) -> str:

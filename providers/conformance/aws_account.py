@@ -135,13 +135,13 @@ class AwsAccount(FakeVendor):
 
     # What doctor asks
 
-    @route("POST", "/sts/", "sts")
+    @route("POST", "/sts", "sts")
     def sts(self, request: Request) -> Reply:  # noqa: ARG002
         """GetCallerIdentity."""
         inner = f"<Arn>{USER}</Arn><UserId>AIDACONFORMANCE</UserId><Account>{ACCOUNT}</Account>"
         return Reply(query_result("GetCallerIdentity", inner), headers=XML)
 
-    @route("POST", "/iam/", "iam")
+    @route("POST", "/iam", "iam")
     def iam(self, request: Request) -> Reply:
         """GetRole and SimulatePrincipalPolicy."""
         form = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
@@ -161,7 +161,7 @@ class AwsAccount(FakeVendor):
         inner = f"<EvaluationResults>{results}</EvaluationResults><IsTruncated>false</IsTruncated>"
         return Reply(query_result("SimulatePrincipalPolicy", inner), headers=XML)
 
-    @route("POST", "/service_quotas/", "quotas")
+    @route("POST", "/service_quotas", "quotas")
     def list_quotas(self, request: Request) -> dict[str, Any]:  # noqa: ARG002
         """ListServiceQuotas."""
         return {"Quotas": [{"ServiceCode": "bedrock", "QuotaName": name, "Value": value} for name, value in self.quotas.items()]}

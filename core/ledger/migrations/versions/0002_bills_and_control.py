@@ -26,7 +26,7 @@ def upgrade() -> None:
     sqlite = op.get_context().dialect.name == "sqlite"
     with op.batch_alter_table("jobs", recreate="always" if sqlite else "never") as jobs:
         for after, name, kind in COLUMNS:
-            jobs.add_column(sa.Column(name, kind), **({"insert_after": after} if sqlite else {}))
+            jobs.add_column(sa.Column(name, kind), insert_after=after if sqlite else None)
     # Until now no estimate was corrected by bills: what was shown is what was planned.
     op.execute("UPDATE jobs SET planned_low_usd = estimate_low_usd, planned_high_usd = estimate_high_usd")
     op.create_index("ix_jobs_state", "jobs", ["state", "created_at", "id"])
