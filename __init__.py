@@ -32,10 +32,25 @@ if TYPE_CHECKING:
     from tuneport.core.spec import JobSpec
 
 __version__ = "0.1.0"
-__all__ = ["TuneportError", "__version__", "advise", "engine", "jobs", "load_spec", "plan", "submit"]
+_LAZY = {
+    "Job": "tuneport.core.engine",
+    "JobSpec": "tuneport.core.spec",
+    "Plan": "tuneport.core.plan",
+    "Report": "tuneport.advisor.report.model",
+}
+__all__ = ["Job", "JobSpec", "Plan", "Report", "TuneportError", "__version__", "advise", "engine", "jobs", "load_spec", "plan", "submit"]
 
 # The functions import what they need when called: `import tuneport` stays cheap for the command line.
 # ruff: noqa: PLC0415
+
+
+def __getattr__(name: str) -> Any:
+    """The public types, imported when first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'tuneport' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)
 
 
 def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:

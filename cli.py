@@ -601,7 +601,7 @@ def baseline(
     model = load_catalogue().offering(loaded, provider).vendor_id
     words = _read(instruction).strip() if instruction else None
     arms = [
-        {"name": "zero-shot" if k == 0 else f"few-shot ({k})", "shots": k, "kind": "prompted", "instruction": words} for k in shots or (0, 6)
+        {"name": f"few-shot ({k})" if k else "zero-shot", "shots": k, "kind": "prompted", "instruction": words} for k in shots or (0, 6)
     ]
     _measure(loaded, provider, model, arms, out, json_schema)
 
@@ -769,7 +769,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` and `tuneport evaluate` write measurements") from None
+        raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` writes measurements") from None
 
 
 def _write(path: Path, text: str) -> None:

@@ -78,7 +78,8 @@ def run_arm(
 
     Rows with one and the same prompt are asked once and share the answer. A reply with an error, or a missing one, is
     an unanswered row: scores 0, counted, reported by ``measure``. ``cache`` is the folder that keeps answers (None: they
-    are not kept). ``instruction`` stands in place of the rows' system prompt. ``scope`` is whatever else decides an answer beside provider, model, job and prompt, such as the
+    are not kept). ``instruction`` stands in place of the rows' system prompt.
+    ``scope`` is whatever else decides an answer beside provider, model, job and prompt, such as the
     address of the service or the hash of the weights.
 
     Errors that ``provider.chat`` raises pass through; what was answered before is kept. Raises ProviderError when a

@@ -237,7 +237,8 @@ class Catalogue:
     def offering(self, spec: JobSpec, provider: str) -> Offering:
         """The offering of the spec's model at a provider.
 
-        A mapping's value is a catalogue name, or else a vendor id, taken verbatim. A plain string is a catalogue name or any id in the catalogue;
+        A mapping's value is a catalogue name, or else a vendor id, taken verbatim. A plain string
+        is a catalogue name or any id in the catalogue;
         for ``local`` also a folder, a .gguf file or a hub id; for ``openai`` with a base_url of another service, any id.
         Raises CatalogueError when the model is unknown or not offered by this provider.
         """

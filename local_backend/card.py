@@ -75,6 +75,7 @@ def model_card(run: Run, best: BestAdapter) -> str:
     config = run.config
     carried = packaged_name(config.model)
     facts = packaged_models()[carried] if carried else {}
+    targets = config.adapter.target_modules
     lines = [
         "---",
         "library_name: peft",
@@ -89,7 +90,7 @@ def model_card(run: Run, best: BestAdapter) -> str:
         "## Training",
         f"- method: {config.method}, loss on {config.loss_on}",
         f"- adapter: rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, dropout {config.adapter.dropout:g}, "
-        f"targets {config.adapter.target_modules if isinstance(config.adapter.target_modules, str) else ', '.join(config.adapter.target_modules)}",
+        f"targets {targets if isinstance(targets, str) else ', '.join(targets)}",
         f"- {run.steps} steps of {config.batch_size} rows, learning rate {config.learning_rate:g} ({config.scheduler}), seed {config.seed}",
         f"- {len(run.train)} training sequences, {len(run.validation)} validation sequences",
     ]

@@ -49,7 +49,8 @@ def render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[A
     try:
         text: str = tokenizer.apply_chat_template(shown, tools=list(tools) or None, add_generation_prompt=prompt, tokenize=False)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
-        raise DataError(f"the chat template refuses a conversation ({error})", fix="change the row, or set options.local.chat_template") from error
+        what = f"the chat template refuses a conversation ({error})"
+        raise DataError(what, fix="change the row, or set options.local.chat_template") from error
     return text
 
 

@@ -65,10 +65,10 @@ def decode(model: Any, prompts: Sequence[Prompt], *, stops: frozenset[int], pad:
 
 
 def _prefix_cache(model: Any, ids: list[int]) -> Any:
-    """Keys and values of the shared prefix; None for caches that cannot be copied to several rows (recurrent models)."""
+    """Keys and values of the shared prefix; None for models with sliding windows or recurrent states."""
     cache = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, logits_to_keep=1).past_key_values
-    known = hasattr(cache, "batch_repeat_interleave") and hasattr(cache, "layers") and not any(getattr(i, "is_sliding", False) for i in cache.layers)
-    return cache if known else None
+    plain = all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))
+    return cache if plain else None
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:

@@ -44,7 +44,8 @@ def replies(settings: dict[str, Any], requests: list[dict[str, Any]]) -> Iterato
             yield {"id": request["id"], "error": str(error)}
             continue
         if limit and len(ids) + request["max_tokens"] > limit:
-            yield {"id": request["id"], "error": f"{len(ids)} prompt tokens and {request['max_tokens']} for the answer exceed the model's {limit}"}
+            fault = f"{len(ids)} prompt tokens and {request['max_tokens']} for the answer exceed the model's {limit}"
+            yield {"id": request["id"], "error": fault}
             continue
         lengths[request["id"]] = len(ids)
         prompts.append(Prompt(request["id"], ids, request["max_tokens"]))

@@ -63,7 +63,8 @@ def add_adapter(model: Any, adapter: Adapter, seed: int) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise ProviderError(f"the adapter does not fit this model ({error})", fix="correct tuning.target_modules, or leave it unset") from error
+        fix = "correct tuning.target_modules, or leave it unset"
+        raise ProviderError(f"the adapter does not fit this model ({error})", fix=fix) from error
 
 
 def speed_up(model: Any) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -101,7 +101,7 @@ def shape_of(model: str) -> Shape | None:
     name = packaged_name(model)
     if name is not None:
         facts = packaged_models()[name]
-        return Shape(**{key: facts[key] for key in ("parameters", "hidden", "layers", "intermediate", "vocabulary", "key_value", "context")})
+        return Shape(**{field.name: facts[field.name] for field in fields(Shape)})
     config = Path(model).expanduser() / "config.json"
     if config.is_file():
         try:
@@ -138,7 +138,8 @@ def require_training_stack() -> None:
     """Raise MissingExtraError when a library of the local backend is missing. Imports none of them."""
     missing = [name for name in TRAINING_STACK if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f"the local backend needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed", "local")
+        verb = "is" if len(missing) == 1 else "are"
+        raise MissingExtraError(f"the local backend needs {', '.join(missing)}, which {verb} not installed", "local")
 
 
 def cache_dir() -> Path:
@@ -176,7 +177,8 @@ def _convert_gguf(path: Path, target: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     except (ValueError, KeyError, OSError, RuntimeError) as error:
-        raise ProviderError(f"{path.name} cannot be read as a GGUF model ({error})", fix="check the file, or use a safetensors model") from error
+        what = f"{path.name} cannot be read as a GGUF model ({_first_line(error)})"
+        raise ProviderError(what, fix="check the file, or use a safetensors model", retry="no") from error
     # transformers marks the weights as quantised although they are dense by now, and would refuse to save them.
     for owner, mark in ((model, "hf_quantizer"), (model, "quantization_method"), (model.config, "quantization_config")):
         if getattr(owner, mark, None) is not None:
@@ -247,7 +249,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder)).eval()
     except (RuntimeError, ValueError, KeyError) as error:
-        raise ProviderError(f"the adapter in {folder} does not fit this base model ({_first_line(error)})", fix="use the base it was trained on") from error
+        what = f"the adapter in {folder} does not fit this base model ({_first_line(error)})"
+        raise ProviderError(what, fix="use the base it was trained on", retry="no") from error
 
 
 def choose_device(wanted: str) -> str:

@@ -1,7 +1,8 @@
 """Training rows mostly begin with the same system prompt: its keys and values are computed once per batch, with gradients.
 
 This changes no loss and no gradient beyond rounding: causal attention makes the prefix independent of what follows, and its
-gradient is the sum over the rows that read it. Rows of 123 tokens of which 45 are shared cost 27 % less in batches of four.
+gradient is the sum over the rows that read it. On two cores, 8 rows of 98 tokens with 45 of them shared took 20 % less time;
+4 such rows took no less, because a pass over few tokens costs nearly as much as one over many.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from transformers import DynamicCache
 
 from tuneport.local_backend.chat import IGNORED
 
-SHORTEST = 16
-"""Shared tokens from which the second pass through the layers pays."""
+WORTHWHILE = 256
+"""Tokens saved in a batch from which the second pass through the layers pays (135M model, two cores)."""
 
 
 def shared_length(input_ids: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> int:
@@ -26,7 +27,7 @@ def shared_length(input_ids: torch.Tensor, labels: torch.Tensor, mask: torch.Ten
     labelled = (labels != IGNORED).any(0).nonzero()
     first = int(labelled[0]) if labelled.numel() else input_ids.shape[1]
     length = min(shared, first - 1)
-    return length if length >= SHORTEST else 0
+    return length if length > 0 and length * (input_ids.shape[0] - 1) >= WORTHWHILE else 0
 
 
 def share_prefix(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

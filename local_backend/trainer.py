@@ -74,7 +74,7 @@ class _Order:
         return len(self._micro_batches)
 
 
-class LocalTrainer(SFTTrainer):  # type: ignore[misc]
+class LocalTrainer(SFTTrainer):
     """SFTTrainer with our order of rows, our learning-rate schedule, and a shared prompt computed once per batch."""
 
     def __init__(self, run: Run, **settings: Any) -> None:
@@ -95,6 +95,7 @@ class LocalTrainer(SFTTrainer):  # type: ignore[misc]
         return DataLoader(self.train_dataset, batch_sampler=_Order(order), collate_fn=self.data_collator)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        self.lr_scheduler: Any
         if self.lr_scheduler is None:
             config = self.run.config
             warmup = warmup_steps(num_training_steps, config.warmup_ratio, config.warmup_steps)
@@ -116,7 +117,7 @@ class LocalTrainer(SFTTrainer):  # type: ignore[misc]
         """Ours is written with the finished adapter."""
 
 
-class _Story(TrainerCallback):  # type: ignore[misc]
+class _Story(TrainerCallback):
     """Evaluates, keeps the best, saves and reports at the planned steps; ends the run on cancel or early stop."""
 
     def __init__(self, run: Run, best: BestAdapter) -> None:
@@ -157,7 +158,9 @@ class _Story(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step
         if step in self._evaluate_at:
+            began = time.monotonic()
             self._evaluate(state)
+            self._last += time.monotonic() - began  # the speed shown is that of training
             if self._worn_out(state):
                 self.stopped_early = True
                 control.should_training_stop = True

@@ -60,7 +60,8 @@ def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0) -
     tensors = {"model.embed_tokens.weight": weights(vocabulary, HIDDEN), "model.norm.weight": np.ones(HIDDEN, np.float32)}
     shapes = {
         "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEY_VALUE, HIDDEN), "self_attn.v_proj": (KEY_VALUE, HIDDEN),
-        "self_attn.o_proj": (HIDDEN, HIDDEN), "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
     }
     for layer in range(LAYERS):
         stem = f"model.layers.{layer}."

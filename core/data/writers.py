@@ -73,8 +73,10 @@ def open_writer(path: Path) -> Iterator[Writer]:
         sink = sinks[kind](out, writer.notes)
         stack.callback(sink.close)
         writer._sink = sink
-        yield writer
-        writer._sink = None
+        try:
+            yield writer
+        finally:
+            writer._sink = None
         sink.end()
         if packing:
             out.close()

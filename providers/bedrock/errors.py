@@ -120,7 +120,7 @@ CLASSES: Mapping[str, _Meaning] = _table(
     (_PROXY, "ProxyConnectionError"),
     (
         _UNREADABLE,
-        """ResponseParserError ResponseStreamingError IncompleteReadError ChecksumError FlexibleChecksumError PaginationError
+        """ResponseParserError ParserError ResponseStreamingError IncompleteReadError ChecksumError FlexibleChecksumError PaginationError
         UnseekableStreamError""",
     ),
     (

@@ -212,7 +212,8 @@ class LocalProvider:
         """Copy the finished adapter with its card and configuration into ``folder``. Raises ProviderError before it is there."""
         job = self._job(ref)
         if not job.finished():
-            raise ProviderError(f"job {job.path.name} has no finished adapter", fix="wait for it, or take one of its checkpoints", retry="no")
+            what = f"job {job.path.name} has no finished adapter"
+            raise ProviderError(what, fix="wait for it, or take one of its checkpoints", retry="no")
         folder.mkdir(parents=True, exist_ok=True)
         copied: list[Path] = []
         for source in sorted(path for path in job.adapter.iterdir() if path.is_file()):
@@ -299,11 +300,12 @@ class LocalProvider:
             shown = JobState.RUNNING
         config = TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))
         step, total = (state.step, state.total_steps) if state else (0, None)
+        message = redact(state.message) if state and phase != "starting" else ""
         return RemoteJob(
             ref=str(job.path),
             state=shown,
             raw_state=phase,
-            message=_interrupted(job, step, total) if phase == "interrupted" else redact(state.message) if state and phase != "starting" else "",
+            message=_interrupted(job, step, total) if phase == "interrupted" else message,
             progress=1.0 if phase == "succeeded" else step / total if total else None,
             seconds_left=state.seconds_left if state and phase == "training" else None,
             tuned_model=f"{MODEL_PREFIX}{job.path}" if phase == "succeeded" else None,

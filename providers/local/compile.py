@@ -146,7 +146,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         **_schedule(read, shape),
         weight_decay=read.value("training.weight_decay", "weight_decay", 0.0),
         max_grad_norm=read.value("training.max_grad_norm", "max_grad_norm", 1.0),
-        max_seq_length=read.value("training.max_seq_length", "max_seq_length", None, "up to the model's own limit; a longer row fails the job"),
+        max_seq_length=read.value("training.max_seq_length", "max_seq_length", None, "the model's own limit; a longer row fails the job"),
         loss_on=read.value("training.loss_on", "loss_on", "completions"),
         evaluations=evaluations,
         checkpoints=read.value("evaluation.checkpoints", "checkpoints", CHECKPOINTS, "the last one at the end of the run"),
@@ -161,9 +161,8 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
 
 def _model(fields: Fields, offering: Offering) -> None:
     changed = fields.peek("model") != offering.vendor_id
-    fields.send(
-        "model", "model", default="", convert=(lambda _: offering.vendor_id) if changed else None, note="the name on this machine" if changed else ""
-    )
+    convert = (lambda _: offering.vendor_id) if changed else None
+    fields.send("model", "model", default="", convert=convert, note="the name on this machine" if changed else "")
 
 
 def _adapter(read: _Resolver) -> Adapter:
@@ -183,8 +182,8 @@ def _adapter(read: _Resolver) -> Adapter:
 
 def _length(read: _Resolver) -> dict[str, Any]:
     steps = read.value("training.steps", "steps", None, "training.epochs sets the length")
-    default = EPOCHS if steps is None else None
-    return {"steps": steps, "epochs": read.value("training.epochs", "epochs", default, EPOCHS_WHY if default else "training.steps sets the length")}
+    default, why = (EPOCHS, EPOCHS_WHY) if steps is None else (None, "training.steps sets the length")
+    return {"steps": steps, "epochs": read.value("training.epochs", "epochs", default, why)}
 
 
 def _batch(read: _Resolver) -> dict[str, Any]:
@@ -192,7 +191,8 @@ def _batch(read: _Resolver) -> dict[str, Any]:
     given = read.fields.peek("training.gradient_accumulation") or 1
     size = read.value("training.batch_size", "batch_size", -(-BATCH // given) * given, BATCH_WHY)
     parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= MICRO_BATCH)
-    accumulation = read.value("training.gradient_accumulation", "gradient_accumulation", parts, f"micro-batches of at most {MICRO_BATCH} rows")
+    why = f"micro-batches of at most {MICRO_BATCH} rows"
+    accumulation = read.value("training.gradient_accumulation", "gradient_accumulation", parts, why)
     return {"batch_size": size, "gradient_accumulation": accumulation, "micro_batch_size": size // accumulation}
 
 
@@ -201,7 +201,7 @@ def _schedule(read: _Resolver, shape: Shape | None) -> dict[str, Any]:
     scheduler = read.value("training.scheduler", "scheduler", "cosine")
     settings: dict[str, Any] = {"scheduler": scheduler, "scheduler_cycles": 0.5, "min_learning_rate_ratio": 0.0}
     if scheduler == "cosine":
-        settings["scheduler_cycles"] = read.value("training.scheduler_cycles", "scheduler_cycles", 0.5, "one fall from the peak to the lowest rate")
+        settings["scheduler_cycles"] = read.value("training.scheduler_cycles", "scheduler_cycles", 0.5, "one fall from peak to lowest")
     else:
         fields.refuse_if_set("training.scheduler_cycles", f"the {scheduler} schedule has no cycles")
     if scheduler == "constant":
@@ -209,9 +209,9 @@ def _schedule(read: _Resolver, shape: Shape | None) -> dict[str, Any]:
     else:
         settings["min_learning_rate_ratio"] = read.value("training.min_learning_rate_ratio", "min_learning_rate_ratio", 0.0)
     steps = read.value("training.warmup_steps", "warmup_steps", None, "training.warmup_ratio sets the warm-up")
-    ratio = WARMUP_RATIO if steps is None else None
+    ratio, why = (WARMUP_RATIO, "") if steps is None else (None, "training.warmup_steps sets the warm-up")
     settings["warmup_steps"] = steps
-    settings["warmup_ratio"] = read.value("training.warmup_ratio", "warmup_ratio", ratio, "" if ratio else "training.warmup_steps sets the warm-up")
+    settings["warmup_ratio"] = read.value("training.warmup_ratio", "warmup_ratio", ratio, why)
     return settings | {"learning_rate": _learning_rate(fields, shape)}
 
 
@@ -245,7 +245,8 @@ def _evaluation(read: _Resolver, has_validation: bool) -> tuple[int, EarlyStop |
         for path in ("patience", "min_delta"):
             fields.refuse_if_set(f"evaluation.early_stopping.{path}", lacking)
         return 0, None
-    evaluations = read.value("evaluation.evaluations", "evaluations", max(EVALUATIONS, 2 * (patience or 0)), "spread evenly; the best adapter is kept")
+    default = max(EVALUATIONS, 2 * (patience or 0))
+    evaluations = read.value("evaluation.evaluations", "evaluations", default, "spread evenly; the best adapter is kept")
     if patience is None or not evaluations:
         why = "evaluation.evaluations is 0" if patience is not None else "it has no effect without evaluation.early_stopping.patience"
         if patience is None:
@@ -314,7 +315,12 @@ def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machi
     if shape is None or room is None:
         return []
     need = memory_bytes(
-        shape, rank=config.adapter.rank, micro_batch=config.micro_batch_size, tokens=tokens, dtype=config.dtype, checkpointing=machine.gpu is not None
+        shape,
+        rank=config.adapter.rank,
+        micro_batch=config.micro_batch_size,
+        tokens=tokens,
+        dtype=config.dtype,
+        checkpointing=machine.gpu is not None,
     )
     if need is None:
         weights = shape.parameters * (2 if config.dtype == "bf16" else 4)
