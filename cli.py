@@ -172,13 +172,14 @@ def plan(
         list[str] | None, typer.Option("--provider", "-p", help="Provider name (repeatable), or all (the default).")
     ] = None,
     fields: Annotated[bool, typer.Option("--fields", help="List every field, also unset ones.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Ask each vendor for its limits and price too (reads; needs keys).")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what each provider would do with every field, what it costs and how long it takes. Sends nothing."""
     from tuneport.core.spec_file import load_spec
 
     loaded = load_spec(spec)
-    plans, missing = _plans(loaded, provider or ["all"])
+    plans, missing = _plans(loaded, provider or ["all"], online=online)
     if as_json:
         printed = {name: p.model_dump(mode="json") for name, p in plans.items()}
         _print_json(printed | {name: {"provider": name, "unavailable": str(why)} for name, why in missing.items()})
@@ -190,11 +191,14 @@ def plan(
         raise typer.Exit(RefusedError.exit_code)  # the reasons are on the screen
 
 
-def _plans(spec: JobSpec, wanted: Sequence[str]) -> tuple[dict[str, Plan], dict[str, TuneportError]]:
-    """A plan for each wanted provider, and the error of each that has none (an unknown model there, say)."""
+def _plans(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> tuple[dict[str, Plan], dict[str, TuneportError]]:
+    """A plan for each wanted provider, and the error of each that has none (an unknown model there, say).
+
+    ``online`` asks the vendors as well; one that cannot be asked keeps its plan, with a warning.
+    """
     from tuneport.core.data.load import load_job_data
-    from tuneport.core.errors import CatalogueError
-    from tuneport.core.plan import compile_for
+    from tuneport.core.errors import CatalogueError, CredentialsError, MissingExtraError, ProviderError
+    from tuneport.core.plan import PlanWarning, compile_for
     from tuneport.providers import registry
 
     names = registry.names() if "all" in wanted else tuple(dict.fromkeys(wanted))
@@ -205,6 +209,11 @@ def _plans(spec: JobSpec, wanted: Sequence[str]) -> tuple[dict[str, Plan], dict[
     for name, place in providers.items():
         try:
             plans[name] = compile_for(place, spec, data)
+            if online and "online" not in place.unoffered:
+                plans[name] = place.online(plans[name])
+        except (CredentialsError, ProviderError, MissingExtraError) as error:
+            note = PlanWarning(code="online", message=f"could not be asked: {error}")
+            plans[name] = plans[name].model_copy(update={"warnings": (*plans[name].warnings, note)})
         except CatalogueError as error:
             missing[name] = error
     return plans, missing
@@ -303,8 +312,15 @@ def submit(
 
 
 @app.command()
-def jobs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50, as_json: JsonOption = False) -> None:
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    costs: Annotated[bool, typer.Option("--costs", help="Estimates beside bills, and how far they were off.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """List the jobs in the ledger. Asks no vendor."""
+    if costs:
+        _show_costs(limit, as_json)
+        return
     found = _engine(create=False).jobs(limit=limit)
     if as_json:
         _print_json([_job_facts(job) for job in found])
@@ -317,6 +333,26 @@ def jobs(limit: Annotated[int, typer.Option(min=1, help="How many, newest first.
         submitted = f"{r.created_at:%Y-%m-%d %H:%M}"
         table.add_row(r.id, r.provider, r.model, r.method, _state(job), estimate, billed, submitted, r.tuned_model or "–")
     _console().print(table)
+
+
+def _show_costs(limit: int, as_json: bool) -> None:
+    from tuneport.core.calibration import totals
+
+    found = _engine(create=False).costs(limit=limit)
+    if as_json:
+        _print_json([_plain(c) | {"error": c.error, "inside": c.inside} for c in found])
+        return
+    table = _table("job", "provider", "model", "state", "estimate", "billed", "off by", "inside the range", "basis of the bill")
+    for c in found:
+        money = ["unknown" if r is None else _range_usd(r.low, r.high) for r in (c.estimate, c.billed)]
+        off = "–" if c.error is None else f"{c.error:+.0%}"
+        inside = "–" if c.inside is None else "[green]yes[/]" if c.inside else "[yellow]no[/]"
+        table.add_row(c.job_id, c.provider, c.model, str(c.state), *money, off, inside, _escape(c.basis))
+    _console().print(table)
+    for t in totals(found):
+        if t.compared:
+            sums = f"estimated {_range_usd(t.estimate.low, t.estimate.high)}, billed {_range_usd(t.billed.low, t.billed.high)}"
+            _console().print(f"{t.provider}: {t.compared} of {t.jobs} jobs compared, {t.inside} inside; {sums}", highlight=False)
 
 
 @app.command()
@@ -358,6 +394,65 @@ def logs(job: JobArgument) -> None:
 def cancel(job: JobArgument) -> None:
     """Ask the provider to stop a job."""
     _show_job(_job(job).cancel())
+
+
+@app.command()
+def pause(job: JobArgument) -> None:
+    """Halt a job so that `resume` can go on from there, where the provider offers it."""
+    _show_job(_job(job).pause())
+
+
+@app.command()
+def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
+    """The checkpoints that a job has saved, with their metrics."""
+    found = _job(job).checkpoints()
+    if as_json:
+        _print_json([_plain(c) for c in found])
+        return
+    table = _table("step", "model", "metrics")
+    for c in found:
+        table.add_row(str(c.step), c.model, "  ".join(f"{k} {v:.4g}" for k, v in c.metrics.items()))
+    _console().print(table)
+
+
+@app.command()
+def export(job: JobArgument, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path(".")) -> None:
+    """Download the tuned weights or adapter, where the provider gives them away; goes on where it broke off."""
+    for path in _job(job).download(out):
+        print(path)
+
+
+@app.command()
+def delete(job: JobArgument, yes: YesOption = False) -> None:
+    """Remove the tuned model and the uploaded files at the provider, after asking. The ledger keeps the job."""
+    handle = _job(job)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UsageError("deleting needs your consent", fix="add --yes")
+        typer.confirm(f"Delete the tuned model and files of {handle.id} at {handle.provider}? This cannot be undone", abort=True)
+    for name in handle.delete():
+        print(name)
+
+
+@app.command()
+def doctor(
+    provider: Annotated[str, typer.Argument(help="Provider to look into; only bedrock has roles and buckets to check.")] = "bedrock",
+    spec: Annotated[Path | None, typer.Option("--spec", help="Take role, bucket and region from this spec.")] = None,
+) -> None:
+    """Say exactly which permission, role or setting is missing, by dry checks that change nothing."""
+    from tuneport.core.options import BedrockOptions
+    from tuneport.core.spec_file import load_spec
+    from tuneport.providers.bedrock.doctor import diagnose
+
+    if provider != "bedrock":
+        raise UsageError(f"there is nothing to check for {provider!r} beside its key", fix="see `tuneport providers`; doctor knows bedrock")
+    loaded = load_spec(spec) if spec else None
+    findings = diagnose(loaded.options.bedrock if loaded else BedrockOptions(), os.environ)
+    for finding in findings:
+        colour = {"ok": "green", "missing": "red", "unknown": "yellow"}[finding.state]
+        _console().print(f"[{colour}]{finding.state:8}[/]{_escape(str(finding).removeprefix(finding.state).lstrip())}", highlight=False)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

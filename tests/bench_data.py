@@ -67,8 +67,10 @@ def write_rows(path: Path, count: int, near_share: float = 0.02) -> None:
                 words = list(draw.choice(last))
                 words[draw.randrange(len(words))] = "changed"
             else:
-                start, size = draw.randrange(len(pool) - 120), draw.randint(50, 90)
-                words = pool[start : start + size]
+                words = []
+                for _ in range(draw.randint(10, 18)):  # runs of five, so that only planted rows are alike
+                    start = draw.randrange(len(pool) - 5)
+                    words += pool[start : start + 5]
                 words[0] = f"ticket{number}"
                 if number % 100 == 0:
                     words.append(f"mail{number}@corp.com")

@@ -53,7 +53,7 @@ def test_what_the_provider_refuses_is_never_sent(spec: tp.JobSpec, vendor: OpenA
     refused = spec.model_copy(update={"tuning": spec.tuning.model_copy(update={"rank": 8})})
     with pytest.raises(RefusedError, match=r"tuning\.rank"):
         tp.submit(refused, "openai")
-    assert tp.jobs() == [] and vendor.made() == []
+    assert tp.jobs() == [] and vendor.made == []
 
 
 def test_advice_before_anything_is_measured() -> None:
