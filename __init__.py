@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tuneport.core.data.facts import JobData
     from tuneport.core.engine import Engine, Job
     from tuneport.core.plan import Plan
+    from tuneport.core.provider import OpenRows
     from tuneport.core.spec import JobSpec
 
 __version__ = "0.1.0"
@@ -82,14 +83,18 @@ def engine(*, create: bool = True) -> Engine:
 
     ``create=False`` raises LedgerError when there is no ledger yet, instead of making one.
     """
-    from functools import partial
-
-    from tuneport.core.data.load import open_rows
     from tuneport.core.engine import Engine
     from tuneport.core.ledger import Ledger
     from tuneport.providers import registry
 
-    return Engine(Ledger.open(create=create), registry.get, lambda spec: partial(open_rows, spec))
+    def rows_of(spec: JobSpec) -> OpenRows:
+        from functools import partial
+
+        from tuneport.core.data.load import open_rows  # only what submits needs the data's readers
+
+        return partial(open_rows, spec)
+
+    return Engine(Ledger.open(create=create), registry.get, rows_of)
 
 
 def submit(spec: JobSpec, provider: str, *, planned: Plan | None = None) -> Job:

@@ -379,7 +379,7 @@ def events(job: JobArgument, as_json: JsonOption = False) -> None:
         _print_json([{"at": e.at.isoformat(), "level": e.level, "message": e.message, "metrics": e.metrics} for e in found])
         return
     for event in found:
-        metrics = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items())
+        metrics = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k != "step" or "step" not in event.message)
         _console().print(f"[dim]{event.at:%H:%M:%S}[/] {_escape(event.message)} [cyan]{metrics}[/]", highlight=False)
 
 

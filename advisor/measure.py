@@ -213,7 +213,8 @@ def power_of(n: int, comparison: Comparison | None = None) -> Power:
     """What n rows detect, at the discordance of a comparison of two arms, or at an assumed one before there is any."""
     discordant: float | None = None
     if comparison is not None and comparison.only_baseline is not None and comparison.only_challenger is not None:
-        discordant = (comparison.only_baseline + comparison.only_challenger) / n
+        # Two arms that never disagree tell nothing of what other arms would do.
+        discordant = (comparison.only_baseline + comparison.only_challenger) / n or None
     share = ASSUMED_DISCORDANCE if discordant is None else discordant
     detectable = detectable_difference(n, share)
     return Power(

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from tuneport.core.calibration import LATEST_BILLS, Calibration, JobCost, learn, midpoint
 from tuneport.core.errors import LedgerError
-from tuneport.core.estimate import tokens_bill
 from tuneport.core.ledger import JobRecord, Ledger
 from tuneport.core.money import Range
 
@@ -40,6 +39,8 @@ def _bill(ledger: Ledger, record: JobRecord) -> tuple[Range | None, str]:
         spec = ledger.spec(record.id)
     except LedgerError as error:  # a spec of another version must not hide the other jobs' bills
         return None, f"{record.billed_tokens:,} tokens billed; their price is unknown ({error})"
+    from tuneport.core.estimate import tokens_bill  # noqa: PLC0415 -- catalogue and price book, which listing jobs does not need
+
     line = tokens_bill(record.provider, spec.for_provider(record.provider), record.billed_tokens, record.created_at.date())
     if line is None:
         return None, f"{record.billed_tokens:,} tokens billed; the price book has no price for them"

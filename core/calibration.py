@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from tuneport.core.estimate import AT_MINIMUM
 from tuneport.core.job import JobState
-from tuneport.core.money import Cost, CostLine, Range
+from tuneport.core.money import AT_MINIMUM, Cost, CostLine, Range
 
 FEWEST_BILLS = 3
 LATEST_BILLS = 100

@@ -15,13 +15,11 @@ from pydantic import Field, model_validator
 
 from tuneport.core.catalogue import Offering, load_catalogue
 from tuneport.core.errors import CatalogueError
-from tuneport.core.money import Cost, CostLine, Duration, Range
+from tuneport.core.money import AT_MINIMUM, Cost, CostLine, Duration, Range
 from tuneport.core.prices import Price, PriceBook, load_prices
 from tuneport.core.sources import Entry, Source, SourceEntry, read_builtin, source_for, staleness
 from tuneport.core.spec import JobSpec
 
-AT_MINIMUM = "lifted to the minimum charge"
-"""Stands in the basis of a line that a minimum charge decides."""
 MILLION = 1e6
 HOUR = 3600.0
 

@@ -30,6 +30,10 @@ class Range(_Frozen):
         return Range(low=self.low + other.low, high=self.high + other.high)
 
 
+AT_MINIMUM = "lifted to the minimum charge"
+"""Stands in the basis of a cost line that a minimum charge decides."""
+
+
 class CostLine(_Frozen):
     """One part of a cost: what, the range in USD (None: unknown), and where the figure comes from."""
 

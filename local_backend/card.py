@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from tuneport.local_backend.best import BestAdapter
-from tuneport.local_backend.jobdir import write_atomically, write_json
+from tuneport.local_backend.jobdir import ADAPTER_FILES, write_atomically, write_json
 from tuneport.local_backend.models import TRAINING_STACK, packaged_models, packaged_name, remove_tree
 from tuneport.local_backend.trainer import Run
 
 CONFIG_FILE = "resolved_config.json"
 
 
-def save_adapter(run: Run, best: BestAdapter) -> str:
-    """Write ``adapter/`` from the best adapter, or from the last step when nothing was validated; returns one line about it."""
+def save_adapter(run: Run, best: BestAdapter, checkpoint: Path | None) -> str:
+    """Write ``adapter/`` and return one line about it.
+
+    It is the best adapter, or that of the last step when nothing was validated: ``checkpoint`` when the model was not trained
+    further from there, otherwise the model itself.
+    """
     job = run.job
     target = job.adapter
     folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -29,7 +33,12 @@ def save_adapter(run: Run, best: BestAdapter) -> str:
         shutil.copytree(best.path, folder)
         chosen = f"the adapter of step {best.step}, which has the lowest validation loss, {best.loss:.4f}"
     else:
-        run.model.save_pretrained(folder)
+        if checkpoint is None:
+            run.model.save_pretrained(folder)
+        else:
+            folder.mkdir()
+            for name in ADAPTER_FILES:
+                shutil.copy(checkpoint / name, folder / name)
         chosen = "the adapter of the last step (there were no validation rows to choose by)"
     if job.chat_template.exists():
         shutil.copy(job.chat_template, folder / job.chat_template.name)

@@ -25,7 +25,7 @@ def replies(settings: dict[str, Any], requests: list[dict[str, Any]]) -> Iterato
     folder = prepare(locate(settings["model"]))
     template = settings.get("chat_template")
     tokenizer = load_tokenizer(folder, Path(template) if template else None)
-    model = load_model(folder, dtype=settings["dtype"], device=device)
+    model = load_model(folder, dtype=settings["dtype"], device=device, training=False)
     if settings.get("adapter"):
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - imports torch
 

@@ -66,3 +66,14 @@ def rate_factor(step: int, *, total: int, warmup: int, shape: str, cycles: float
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     height = 1.0 - done if shape == "linear" else 0.5 * (1.0 + math.cos(2.0 * math.pi * cycles * done))
     return floor + (1.0 - floor) * height
+
+
+def stalled(losses: Sequence[float], patience: int, min_delta: float) -> bool:
+    """True when the last ``patience`` validation losses all failed to fall by more than ``min_delta`` below the best before."""
+    best, waited = math.inf, 0
+    for loss in losses:
+        if loss < best - min_delta:
+            best, waited = loss, 0
+        else:
+            waited += 1
+    return waited >= patience

@@ -86,7 +86,8 @@ class Worker:
         _quieten()
         run = self._prepare(config)
         self._interruptible = False
-        from tuneport.local_backend.card import save_adapter  # noqa: PLC0415 - imports torch
+        from tuneport.local_backend.best import BestAdapter  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.card import save_adapter  # noqa: PLC0415
         from tuneport.local_backend.trainer import train  # noqa: PLC0415
 
         found = self.job.last_checkpoint()
@@ -96,13 +97,16 @@ class Worker:
         else:
             self._note(f"training {run.steps} steps of {config.batch_size} rows on {run.device}")
         self._set("training", "", step=step, total_steps=run.steps)
-        best, stopped = train(run, checkpoint)
-        if self._state.phase == "stopping":
-            raise _Stopped
-        if stopped:
-            self._note("stopped early: the validation loss no longer falls")
+        best = BestAdapter(self.job.best)
+        if step < run.steps:  # a run that was cut off between its last step and its adapter trains no further step
+            stopped = train(run, best, checkpoint)
+            if self._state.phase == "stopping":
+                raise _Stopped
+            if stopped:
+                self._note("stopped early: the validation loss no longer falls")
+            checkpoint = None
         self._set("saving", "writing the adapter", step=self._state.step, seconds_left=None)
-        summary = save_adapter(run, best)
+        summary = save_adapter(run, best, checkpoint)
         self._set("saving", summary)
         self._note(summary)
 
@@ -116,7 +120,7 @@ class Worker:
         self._stop_if_asked()
         folder = prepare(source)
         tokenizer = load_tokenizer(folder, self.job.chat_template if self.job.chat_template.exists() else None)
-        model = load_model(folder, dtype=config.dtype, device=device)
+        model = load_model(folder, dtype=config.dtype, device=device, training=True)
         self._stop_if_asked()
         self._set("preparing", "tokenizing the rows")
         limit = config.max_seq_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -257,11 +261,14 @@ def main(arguments: list[str]) -> int:
         raise UsageError("the worker takes one argument, the job's folder", fix="start it through LocalProvider")
     job = JobDir(Path(arguments[0]))
     inherited = os.environ.pop(LOCK_VARIABLE, None)
-    if inherited is not None:
-        os.set_inheritable(int(inherited), False)
-    elif job.take_lock() is None:
+    lock = int(inherited) if inherited is not None else job.take_lock()
+    if lock is None:
         raise ProviderError(f"another worker holds {job.path}", fix="wait for it, or cancel it")
-    return Worker(job).run()
+    os.set_inheritable(lock, False)
+    try:
+        return Worker(job).run()
+    finally:
+        os.close(lock)  # before the interpreter winds down, which takes a while with torch
 
 
 if __name__ == "__main__":

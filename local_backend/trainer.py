@@ -25,7 +25,7 @@ from tuneport.local_backend.chat import IGNORED, Encoded
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import COMPLETE, JobDir
 from tuneport.local_backend.prefix import share_prefix
-from tuneport.local_backend.schedule import batches, rate_factor, spread, total_steps, warmup_steps
+from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +192,6 @@ class _Story(TrainerCallback):
         return rule is not None and stalled([e["eval_loss"] for e in state.log_history if "eval_loss" in e], rule.patience, rule.min_delta)
 
 
-def stalled(losses: Sequence[float], patience: int, min_delta: float) -> bool:
-    """True when the last ``patience`` validation losses all failed to fall by more than ``min_delta`` below the best before."""
-    best, waited = math.inf, 0
-    for loss in losses:
-        if loss < best - min_delta:
-            best, waited = loss, 0
-        else:
-            waited += 1
-    return waited >= patience
-
-
 def validation_loss(trainer: Any, run: Run) -> float:
     """Mean loss over all labelled tokens of the validation rows, in nats."""
     pad = _pad_token(run.tokenizer)
@@ -220,12 +209,11 @@ def validation_loss(trainer: Any, run: Run) -> float:
     return total / sum(sum(label != IGNORED for label in row.labels[1:]) for row in rows)
 
 
-def train(run: Run, checkpoint: Path | None) -> tuple[BestAdapter, bool]:
-    """Train from the start, or from a checkpoint. Returns the best adapter's keeper and whether early stopping ended the run."""
+def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
+    """Train from the start, or from a checkpoint, handing adapters to ``best``. True when early stopping ended the run."""
     from datasets import Dataset  # noqa: PLC0415
 
     config = run.config
-    best = BestAdapter(run.job.best)
     story = _Story(run, best)
     pad = _pad_token(run.tokenizer)
     settings = SFTConfig(
@@ -264,7 +252,7 @@ def train(run: Run, checkpoint: Path | None) -> tuple[BestAdapter, bool]:
     )
     story.attach(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return best, story.stopped_early
+    return story.stopped_early
 
 
 def _pad_token(tokenizer: Any) -> int:

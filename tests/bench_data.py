@@ -111,13 +111,14 @@ def checking(path: Path, small: Path, repeats: int = 3) -> list[Figure]:
     little = checked(small, _SKIP_ALL)
     full = checked(path, [])
     rows, together, cores = part["rows"], min(reference), usable_cores()
+    speed = rows / full["seconds"]
     peak = full["own"] + cores * full["child"]
     growth = part["own"] / little["own"]
     return [
         Figure(f"together check_file, {rows:,.0f} rows (reference)", f"{rows / together:,.0f} rows/s", 1.0),
         Figure("structural check", f"{rows / part['seconds']:,.0f} rows/s", together / part["seconds"], 1.0),
         Figure("  memory, against a tenth of the rows", f"{part['own']:,.0f} MB, workers {part['child']:,.0f} MB", growth, 1.2, below=True),
-        Figure("full check with near-duplicates", f"{rows / full['seconds']:,.0f} rows/s", together / full["seconds"], 20_000, measured=rows / full["seconds"]),
+        Figure("full check with near-duplicates", f"{speed:,.0f} rows/s", together / full["seconds"], 20_000, measured=speed),
         Figure(f"  memory of all {cores + 1} processes", f"{peak:,.0f} MB", None, 1_500, below=True, measured=peak),
         Figure("  near duplicates found (2 % were planted)", f"{full['near']:,.0f}", full["near"] / rows / 0.02),
     ]

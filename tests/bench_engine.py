@@ -131,7 +131,7 @@ def openai_jobs(folder: Path, count: int) -> Iterator[tuple[Path, Callable[[], N
     train = folder / "train.jsonl"
     row = '{"messages": [{"role": "user", "content": "ticket %d"}, {"role": "assistant", "content": "billing"}]}\n'
     train.write_text("".join(row % number for number in range(40)), encoding="utf-8")
-    with OpenAIVendor(folder) as vendor:
+    with OpenAIVendor() as vendor:
         os.environ.update(vendor.environment)
         spec = JobSpec.model_validate({"model": {"openai": "gpt-4.1-mini-2025-04-14"}, "data": {"train": str(train)}})
         provider = registry.get("openai", OpenAIOptions())

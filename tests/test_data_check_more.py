@@ -38,7 +38,8 @@ def by_code(report: CheckReport) -> dict[str, Finding]:
 
 def test_near_duplicates_and_conflicts(tmp_path: Path) -> None:
     one, two = text(60), text(60)
-    rows = [chat(one, "yes indeed"), chat(f"{one} extra", "yes indeed"), chat(two, "no"), chat(two.upper() + "!", "no"), chat(two, "maybe so")]
+    rows = [chat(one, "yes indeed"), chat(f"{one} extra", "yes indeed")]
+    rows += [chat(two, "no"), chat(two.upper() + "!", "no"), chat(two, "maybe so")]
     found = by_code(check_data(write(tmp_path / "t.jsonl", rows)))
     assert found["near_duplicates"].lines == (2, 4, 5)
     assert found["near_duplicates"].examples[0].startswith("1 ~ 2 (0.9")
@@ -85,7 +86,8 @@ def test_a_phrase_in_many_training_rows_is_no_leak(tmp_path: Path) -> None:
 def test_personal_data_is_counted_and_masked(tmp_path: Path) -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"to": "call@corp.com"}'}}]}
     rows: list[Any] = [chat(f"I am user{n}@mail.com", "ok", system="ask boss@corp.com") for n in range(3)]
-    rows += [chat("key sk-abcdefghijklmnopqrstuvwx"), {"messages": [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "x"}, chat("", "y")["messages"][1]]}]
+    calling = [{"role": "user", "content": "q"}, call, {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
+    rows += [chat("key sk-abcdefghijklmnopqrstuvwx"), {"messages": calling}]
     report = check_data(write(tmp_path / "t.jsonl", rows))
     assert report.personal == {"email": 5, "secret": 1}
     found = by_code(report)
@@ -119,7 +121,8 @@ def test_languages(tmp_path: Path) -> None:
 
 
 def test_suspicious_characters(tmp_path: Path) -> None:
-    rows = [chat("fine é 日本 \U0001f600\ttab\nline"), chat("bell \x07"), chat("lost \ufffd"), chat("cafÃ©"), chat("zero\u200bwidth"), chat("evil \u202etxt")]
+    odd = ["fine é 日本 \U0001f600\ttab\nline", "bell \x07", "lost \ufffd", "cafÃ©", "zero\u200bwidth", "evil \u202etxt"]
+    rows = [chat(question) for question in odd]
     found = by_code(check_data(write(tmp_path / "t.jsonl", rows)))
     lines = {code.removeprefix("characters_"): finding.lines for code, finding in found.items() if code.startswith("characters_")}
     assert lines == {"control": (2,), "replacement": (3,), "mojibake": (4,), "invisible": (5,), "direction": (6,)}
@@ -157,7 +160,7 @@ def test_lengths_against_every_vendor(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", rows)
     report = check_data(path)
     assert [quantile.share for quantile in report.lengths] == [0.5, 0.9, 0.99, 1.0]
-    assert report.lengths[0].high < 200 < 10_000 < report.lengths[-1].high
+    assert report.lengths[0].high < 200 and report.lengths[-1].high > 10_000
     titan = next(fit for fit in report.vendors if "titan-text-express" in fit.models)
     assert (titan.max_tokens, titan.surely_over, titan.perhaps_over) == (4096, 1, 1)
     claude = next(fit for fit in report.vendors if "claude-3-haiku" in fit.models)
@@ -190,7 +193,7 @@ def test_parts_of_the_check_can_be_left_out(tmp_path: Path) -> None:
 
 
 def test_preference_pairs_and_sides(tmp_path: Path) -> None:
-    rows = [{"prompt": "q", "chosen": "a", "rejected": "a"}, {"prompt": "q", "chosen": " ", "rejected": "b"}, {"prompt": "p", "chosen": "a", "rejected": "b"}]
+    rows = [{"prompt": "q", "chosen": chosen, "rejected": rejected} for chosen, rejected in (("a", "a"), (" ", "b"), ("c", "d"))]
     found = by_code(check_data(write(tmp_path / "t.jsonl", rows), method="dpo"))
     assert found["identical_pair"].lines == (1,)
     assert found["empty_turn"].lines == (2,)

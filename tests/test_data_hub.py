@@ -38,7 +38,8 @@ def test_values_that_no_file_could_hold_are_bad_rows() -> None:
 
         def with_format(self, type: object) -> list[object]:
             odd = {"text": "x", "image": object()}
-            return [odd, {"text": "x", "n": float("inf")}, {"text": "\ud800"}, 7, {"text": "x", "at": datetime(2026, 1, 1), "n": float("nan")}]
+            good = {"text": "x", "at": datetime(2026, 1, 1), "n": float("nan")}
+            return [odd, {"text": "x", "n": float("inf")}, {"text": "\ud800"}, 7, good]
 
         def __iter__(self) -> object:
             return iter(())
@@ -61,7 +62,8 @@ def test_the_splits_of_a_dataset_dict() -> None:
 
 
 def test_a_dataset_is_prepared(tmp_path: Path) -> None:
-    rows = datasets.Dataset.from_list([{"conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}]} for n in range(9)])
+    turns = [[{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": "a"}] for n in range(9)]
+    rows = datasets.Dataset.from_list([{"conversations": conversation} for conversation in turns])
     card = prepare(rows, tmp_path / "out", PrepareOptions())
     assert card.inputs[0].sha256 == "" and card.parts[0].rows == 9
     assert '"role":"user"' in (tmp_path / "out" / "train.jsonl").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from types import SimpleNamespace
 
@@ -76,7 +77,7 @@ def test_the_quick_look_never_misses(before: str, planted: tuple[str, str], afte
 def test_any_text_is_searched(text: str) -> None:
     found = find_personal(text)
     assert all(text[match.start : match.end] for match in found)
-    assert all(one.end <= two.start for one, two in zip(found, found[1:], strict=False))
+    assert all(one.end <= two.start for one, two in itertools.pairwise(found))
 
 
 def test_check_digits() -> None:

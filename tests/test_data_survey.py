@@ -25,7 +25,8 @@ from tuneport.core.errors import DataError
 roles = st.sampled_from(["system", "user", "assistant", "assistant", "user", "tool", "human", "developer", 3, None])
 contents = st.one_of(
     st.text(max_size=12),
-    st.sampled_from(["", "  ", '{"a": 1}', "[1]", '{"a":', "yes.", "yes", "role", "messages", '"role"', "é\u200b", "\ufffd", "Ã©", "\x7f", "\x08x", "8.8.8.8"]),
+    st.sampled_from(["", "  ", '{"a": 1}', "[1]", '{"a":', "yes.", "yes", "role", "messages", '"role"', "8.8.8.8"]),
+    st.sampled_from(["é\u200b", "\ufffd", "Ã©", "\x7f", "\x08x", "a\\b", '"', "\\"]),
     st.none(),
     st.just([{"type": "text", "text": "part"}]),
 )
@@ -39,9 +40,10 @@ messages = st.lists(
 good = st.lists(st.text(min_size=1, max_size=8).filter(str.strip), min_size=1, max_size=2).map(
     lambda texts: [turn for text in texts for turn in ({"role": "user", "content": text}, {"role": "assistant", "content": text * 2})]
 )
+extras = {"tools": st.just([]), "id": st.integers(0, 3)}
 rows = st.one_of(
-    st.fixed_dictionaries({"messages": st.one_of(good, messages)}, optional={"tools": st.just([]), "id": st.integers(0, 3)}).map(json.dumps),
-    st.fixed_dictionaries({"messages": st.one_of(good, messages)}).map(lambda row: json.dumps(row, ensure_ascii=False, separators=(",", ":"))),
+    st.fixed_dictionaries({"messages": good | messages}, optional=extras).map(json.dumps),
+    st.fixed_dictionaries({"messages": good | messages}).map(lambda row: json.dumps(row, ensure_ascii=False, separators=(",", ":"))),
     st.sampled_from(
         [
             '{"messages": [{"role": "user", "role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
@@ -80,13 +82,16 @@ def shown(found: Any) -> dict[str, Any]:
             return value.count, value.lines, value.examples
         return {key: plain(held) for key, held in value.items()} if isinstance(value, dict) else value
 
-    arrays = {name: getattr(found.deep.arrays, name).tolist() for name in ("lines", "whole", "asked", "answered", "likeness", "low", "high", "longest")}
+    names = ("lines", "whole", "asked", "answered", "likeness", "low", "high", "longest")
+    arrays = {name: getattr(found.deep.arrays, name).tolist() for name in names}
     return {name: plain(value) for name, value in tally.items()} | arrays | {"personal": plain(found.deep.personal)}
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=8), st.sampled_from([None, "be brief"]), st.sampled_from(["\n", "\r\n"]))
-def test_the_quick_way_sees_what_the_long_way_sees(tmp_path_factory: pytest.TempPathFactory, lines: list[str], prompt: str | None, end: str) -> None:
+def test_the_quick_way_sees_what_the_long_way_sees(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[str], prompt: str | None, end: str
+) -> None:
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     path.write_bytes((end.join(lines) + end).encode())
     quick, long = both_ways(path, prompt)
@@ -94,9 +99,9 @@ def test_the_quick_way_sees_what_the_long_way_sees(tmp_path_factory: pytest.Temp
 
 
 def test_most_plain_rows_take_the_quick_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [json.dumps({"messages": [{"role": "user", "content": f"q é {n}"}, {"role": "assistant", "content": "a\nb"}]}) for n in range(50)]
+    answer = {"role": "assistant", "content": "a\nb"}
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(lines))
+    path.write_text("\n".join(json.dumps({"messages": [{"role": "user", "content": f"q é {n}"}, answer]}) for n in range(50)))
     monkeypatch.setattr(survey, "parse_object", lambda text: pytest.fail("took the long way"))
     job = SurveyJob(str(path), Normaliser(str(path), "chat"))
     assert job(RangeBatch(str(path), 0, path.stat().st_size)).tally.good == 50
@@ -150,7 +155,8 @@ def test_every_line_is_in_exactly_one_range(tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.json"])
 def test_a_line_of_100_mb(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    before, after = {"rows.jsonl": (b'{"text": "a"}\n', b'\n{"text": "b"}\n'), "rows.csv": (b"text\na\n", b"\nb\n"), "rows.json": (b"[", b"]")}[name]
+    around = {"rows.jsonl": (b'{"text": "a"}\n', b'\n{"text": "b"}\n'), "rows.csv": (b"text\na\n", b"\nb\n"), "rows.json": (b"[", b"]")}
+    before, after = around[name]
     with path.open("wb") as file:
         file.write(before)
         for _ in range(100):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tuneport.core.calibration import COVERAGE, Calibration, calibrated, learn, midpoint, totals
 from tuneport.core.errors import BudgetError
-from tuneport.core.estimate import AT_MINIMUM, tokens_bill
+from tuneport.core.estimate import tokens_bill
 from tuneport.core.job import JobState, RemoteJob
-from tuneport.core.money import Cost, CostLine, Range
+from tuneport.core.money import AT_MINIMUM, Cost, CostLine, Range
 from tuneport.core.spec import Budget, Data, JobSpec
 from tuneport.tests.engine_bench import Bench
 from tuneport.tests.fake_provider import make_plan, make_spec

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import sys
-import threading
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import event, insert
+from sqlalchemy import event
 
-from tuneport.core.errors import LedgerError, UsageError
-from tuneport.core.job import JobEvent, JobState, RemoteJob
-from tuneport.core.ledger import Ledger, Step
+from tuneport.core.errors import LedgerError
+from tuneport.core.job import JobState
+from tuneport.core.ledger import Ledger
 from tuneport.core.ledger import database as database_module
-from tuneport.core.ledger.database import HEAD, SCRIPTS, upgrade
-from tuneport.core.ledger.locks import FileLocks
-from tuneport.core.ledger.tables import jobs, metadata
+from tuneport.core.ledger.database import HEAD, SCRIPTS
 from tuneport.tests.fake_provider import make_plan, make_spec
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +23,8 @@ from tuneport.core.errors import DataError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_FIRST, _SECOND, _MASK = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93, (1 << 64) - 1
 
 GRAM_WORDS = 13
 """Words of a passage that counts as copied (Brown et al. 2020, GPT-3, appendix C: 13-gram overlap)."""
@@ -74,8 +76,8 @@ class DeepSurvey:
         self._whole: list[int] = []
         self._asked: list[int] = []
         self._answered: list[int] = []
-        self._inputs: list[str] = []
-        self._texts: list[str] = []
+        self._systems: dict[str, int] = {}  # hashes of system prompts, of which there are few
+        self._texts: list[str] = []  # two for each row: its input, and what is answered
         self._extras: dict[int, str] = {}  # by row: texts where only personal data is looked for (names, tool calls)
         self._sizes: list[tuple[int, int, int, int]] = []  # row, characters in ASCII, others, messages
         self._tokens: list[tuple[int, float, float, float]] = []  # row, low, high, longest
@@ -91,14 +93,11 @@ class DeepSurvey:
     def plain(self, line: int, messages: Sequence[Any], systems: int) -> None:
         """A chat row of nothing but roles and texts, the first ``systems`` of which are system messages."""
         contents = [message.content for message in messages]
-        roles = [message.role for message in messages]
         self._lines.append(line)
+        asked, answer = contents[systems:-1], contents[-1]
         if self._options.duplicates:
-            self._whole.append(_hash((roles, contents)))
-            self._asked.append(_hash((roles[systems:-1], contents[systems:-1])))
-            self._answered.append(_hash(contents[-1]))
-        self._inputs.append("\n".join(contents[systems:-1]))
-        self._texts.append("\n".join(contents[systems:]))
+            self._plain_hashes(contents[:systems], [message.role for message in messages[systems:-1]], asked, answer)
+        self._texts += ("\n".join(asked), answer)
         if self._options.tokens and self._meter.exact:
             low, high = self._meter.measure_texts(contents, len(contents))
             self._tokens.append((len(self._lines) - 1, low, high, high))
@@ -110,27 +109,16 @@ class DeepSurvey:
     def row(self, row: Row) -> None:
         """A good row of any kind."""
         self._lines.append(row.line)
-        texts = list(row_contents(row))
         asked = list(row.messages)
         answer: Any = (row.chosen, row.rejected)
         if row.kind != "preference" and asked and asked[-1]["role"] == "assistant":
             answer = asked.pop()
-        plain = row.kind == "chat" and not row.tools and all(len(turn) == 2 and isinstance(turn["content"], str) for turn in row.messages)
         turns = [message for message in asked if message["role"] != "system"]
         if self._options.duplicates:
-            if plain and row.label is None:  # as ``plain`` hashes them
-                roles, contents = ([message[key] for message in row.messages] for key in ("role", "content"))
-                self._whole.append(_hash((roles, contents)))
-            else:
-                self._whole.append(_hash((row.messages, row.text, answer, row.desirable, row.label, row.tools)))
-            # The system prompt is left out: the same question under another prompt is still the same question.
-            words = ([message["role"] for message in turns], [message["content"] for message in turns])
-            self._asked.append(_hash(row.text) if row.kind == "text" else _hash(words))
-            answer_text = answer.get("content") if isinstance(answer, dict) and len(answer) == 2 else None
-            self._answered.append(_hash(answer_text if isinstance(answer_text, str) else (answer, row.desirable)))
-        inputs = "\n".join(content for message in turns if isinstance(content := message["content"], str))
-        self._inputs.append(row.text or inputs)
-        self._texts.append("\n".join(texts))
+            self._row_hashes(row, turns, answer)
+        texts = list(row_contents(row))
+        inputs = list(row_contents(replace(row, messages=tuple(turns), chosen=None, rejected=None)))
+        self._texts += ("\n".join(inputs), "\n".join(texts[len(inputs) :]))
         everything = [text for message in (*row.messages, row.chosen, row.rejected) if message for text in message_texts(message)]
         hidden = [text for text in everything if text not in texts]
         if extra := "\n".join(text for text in hidden if len(text) > 3):
@@ -138,13 +126,36 @@ class DeepSurvey:
         if self._options.tokens:
             self._tokens.append((len(self._lines) - 1, *self._meter.measure(row)))
 
+    def _plain_hashes(self, systems: list[str], roles: list[str], asked: list[str], answer: str) -> None:
+        prompt = "\n\n".join(systems)
+        system = self._systems.get(prompt)
+        if system is None:
+            system = self._systems[prompt] = _hash(systems)
+        question, said = _hash((roles, asked)), _hash(answer)
+        self._whole.append((system * 3 + question * _FIRST + said * _SECOND) & _MASK)
+        self._asked.append(question)
+        self._answered.append(said)
+
+    def _row_hashes(self, row: Row, turns: list[Any], answer: Any) -> None:
+        plain = row.kind == "chat" and not row.tools and row.label is None and isinstance(answer, dict)
+        if plain and all(len(turn) == 2 and isinstance(turn["content"], str) for turn in row.messages):
+            systems = [message["content"] for message in row.messages if message["role"] == "system"]
+            self._plain_hashes(systems, [turn["role"] for turn in turns], [turn["content"] for turn in turns], answer["content"])
+            return
+        self._whole.append(_hash((row.messages, row.text, answer, row.desirable, row.label, row.tools)))
+        # The system prompt is left out: the same question under another prompt is still the same question.
+        words = ([message["role"] for message in turns], [message["content"] for message in turns])
+        self._asked.append(_hash(row.text) if row.kind == "text" else _hash(words))
+        said = answer.get("content") if isinstance(answer, dict) and len(answer) == 2 else None
+        self._answered.append(_hash(said if isinstance(said, str) else (answer, row.desirable)))
+
     def finish(self) -> None:
         """Hash and search the gathered texts; they are let go."""
         options = self._options
         if options.personal:
             self._search()
-        count = len(self._lines)
-        words = words_of(self._texts) if options.near or options.watch is not None or options.keep_grams else None
+        halves = words_of(self._texts) if options.duplicates or options.near or options.watch is not None or options.keep_grams else None
+        words = Words(halves.hashes, halves.offsets[::2]) if halves is not None else None
         bands, counts, path = np.zeros((0, BANDS), np.uint32), np.zeros(0, np.uint32), ""
         if options.near and words is not None:
             bands, counts, path = self._shingled(words)
@@ -155,11 +166,11 @@ class DeepSurvey:
             whole=np.array(self._whole, np.uint64),
             asked=np.array(self._asked, np.uint64),
             answered=np.array(self._answered, np.uint64),
-            likeness=_likeness(self._inputs) if options.duplicates and count else np.zeros(0, np.uint64),
+            likeness=_likeness(halves) if options.duplicates and halves is not None else np.zeros(0, np.uint64),
             low=low, high=high, longest=longest, bands=bands, counts=counts,
             grams=grams, gram_rows=gram_rows, watched=watched, shingles=path,
         )  # fmt: skip
-        self._inputs, self._texts, self._extras, self._sizes, self._tokens = [], [], {}, [], []
+        self._texts, self._extras, self._sizes, self._tokens = [], {}, [], []
 
     def _shingled(self, words: Words) -> tuple[Keys, NDArray[np.uint32], str]:
         shingled = shingles_of(words)
@@ -207,18 +218,19 @@ class DeepSurvey:
         return tokens[:, 0].copy(), tokens[:, 1].copy(), tokens[:, 2].copy()
 
     def _search(self) -> None:
-        for texts, rows in ((self._texts, None), (list(self._extras.values()), list(self._extras))):
+        halves = [row for row in range(len(self._lines)) for _ in range(2)]
+        for texts, rows in ((self._texts, halves), (list(self._extras.values()), list(self._extras))):
             if not texts:
                 continue
             for at, kinds in sorted(rows_to_search(texts).items()):
                 for match in find_personal(texts[at], kinds & set(self._options.kinds)):
-                    line = self._lines[at if rows is None else rows[at]]
+                    line = self._lines[rows[at]]
                     self.personal.setdefault(match.kind, Hits()).add(line, masked(match.kind, texts[at][match.start : match.end]))
         if self._options.names:
             finder = presidio()
-            for line, text in zip(self._lines, self._texts, strict=True):
+            for row, text in zip(halves, self._texts, strict=True):
                 for match in finder(text):
-                    self.personal.setdefault(match.kind, Hits()).add(line, masked(match.kind, text[match.start : match.end]))
+                    self.personal.setdefault(match.kind, Hits()).add(self._lines[row], masked(match.kind, text[match.start : match.end]))
 
 
 def merge_personal(into: dict[str, Hits], more: DeepSurvey, offset: int) -> None:
@@ -231,11 +243,10 @@ def _hash(value: Any) -> int:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
-def _likeness(texts: Iterable[str]) -> NDArray[np.uint64]:
-    """One hash of all words of each text, in order."""
-    words = words_of(list(texts))
-    starts, counts = words.offsets[:-1], np.diff(words.offsets)
-    position = np.arange(len(words.hashes)) - np.repeat(starts, counts)
-    turned = words.hashes * (np.uint64(2) * position.astype(np.uint64) + np.uint64(1))
+def _likeness(halves: Words) -> NDArray[np.uint64]:
+    """One hash of all words of each input (every other text), in order; 0 for an input without words."""
+    starts, ends = halves.offsets[:-1:2], halves.offsets[1::2]
+    position = np.arange(len(halves.hashes)) - np.repeat(starts, np.diff(halves.offsets[::2]))
+    turned = halves.hashes * (np.uint64(2) * position.astype(np.uint64) + np.uint64(1))
     total = np.concatenate((np.zeros(1, np.uint64), np.cumsum(turned, dtype=np.uint64)))
-    return (total[words.offsets[1:]] - total[starts]) ^ (counts.astype(np.uint64) << np.uint64(48))
+    return (total[ends] - total[starts]) ^ ((ends - starts).astype(np.uint64) << np.uint64(48))

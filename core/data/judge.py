@@ -233,7 +233,7 @@ def judge_personal(findings: Findings, personal: dict[str, Hits]) -> None:
     """Personal data: it would be learnt, and may come out again (S0)."""
     for kind, hits in sorted(personal.items()):
         severity: Severity = "error" if kind == "secret" else "warning"
-        message = f"{{n}} × {_PERSONAL.get(kind, kind)}; remove personal data (S0): tuneport prepare --redact"
+        message = f"{{n}} × {_PERSONAL.get(kind, kind)}; remove personal data (S0): tuneport prepare --redact all"
         findings.rows(f"personal_{kind}", hits.count, sorted(set(hits.lines)), severity, message, hits.examples)
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tuneport.core.data.json_rows import kind_of, shown
 from tuneport.core.data.messages import Ending, Problem, conversation, has_role, objects, order_problem
 from tuneport.core.data.readers import BadRow, Record, bad_row
 from tuneport.core.data.rows import Kind, Message, Row
-from tuneport.core.spec import Method
+
+if TYPE_CHECKING:
+    from tuneport.core.spec import Method  # importing it takes as long as everything else here
 
 RowFormat = Literal["chat", "prompt_completion", "instruction", "classification", "preference", "unpaired_preference", "text"]
 

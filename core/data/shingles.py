@@ -9,6 +9,7 @@ as Python lists (18 us a row in all), numpy needs 11 us.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ _MIX = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 _BASE = 0x9E3779B97F4A7C15
 _BATCH_CHARACTERS = 400_000  # text hashed at a time; keeps the power tables within the processor's cache
+_BANDED_TEXTS = 500  # texts whose bands are made at a time, for the same reason
 _SPACELESS = (0xE3, 0xED)  # first UTF-8 bytes of U+3000 to U+D7FF: kana, Han, Hangul
 
 
@@ -185,6 +187,10 @@ def bands_of(shingled: Shingled) -> Keys:
     """
     hashes, offsets = shingled
     count = len(offsets) - 1
+    if count > _BANDED_TEXTS:
+        cuts = [*range(0, count, _BANDED_TEXTS), count]
+        pieces = [Shingled(hashes[offsets[a] : offsets[b]], offsets[a : b + 1] - offsets[a]) for a, b in itertools.pairwise(cuts)]
+        return np.concatenate([bands_of(piece) for piece in pieces])
     keys = np.zeros((count, BANDS), np.uint32)
     filled = np.flatnonzero(np.diff(offsets))
     if not filled.size:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from tuneport.core.data.batches import Batch, BlockBatch, RangeBatch, RecordBatch, read_range
 from tuneport.core.data.compressed import DamagedArchiveError
-from tuneport.core.data.deep import DeepOptions, DeepSurvey
 from tuneport.core.data.features import feature_bits
 from tuneport.core.data.json_rows import JsonFault, decode_utf8, parse_object
 from tuneport.core.data.messages import order_problem
@@ -25,6 +24,9 @@ from tuneport.core.data.normalise import Normaliser
 from tuneport.core.data.readers import BadRow, Record, bad_row, damaged_rest, too_long
 from tuneport.core.data.rows import Row
 from tuneport.core.data.tally import KEPT, Tally
+
+if TYPE_CHECKING:
+    from tuneport.core.data.deep import DeepOptions, DeepSurvey
 
 _ESCAPED_ASCII = re.compile(rb"\\u00[2-7]")
 _ODD_ESCAPES = (b"\\u", b"\\b", b"\\f")
@@ -62,11 +64,29 @@ class BatchSurvey:
     deep: DeepSurvey | None
 
 
+def _each_key_once(line: bytes, messages: int) -> bool:
+    """Whether no key stands twice in a plain row; False also where that cannot be told quickly."""
+    if b"\\" not in line:
+        return line.count(b'"') == 8 * messages + 2
+    if line.count(b'"role"') != messages or line.count(b'"content"') != messages or line.count(b'"messages"') != 1:
+        return False
+    return b"\\u00" not in line or not _ESCAPED_ASCII.search(line)  # a key written with escapes
+
+
+def _may_be_suspicious(line: bytes) -> bool:
+    """Whether a line can hold characters that are worth a look."""
+    return not line.isascii() or b"\x7f" in line or (b"\\" in line and any(escape in line for escape in _ODD_ESCAPES))
+
+
 class _Surveyor:
     def __init__(self, job: SurveyJob) -> None:
         self.job = job
         self.tally = Tally(job.schema)
-        self.deep = DeepSurvey(job.deep) if job.deep else None
+        self.deep: DeepSurvey | None = None
+        if job.deep:
+            from tuneport.core.data.deep import DeepSurvey  # noqa: PLC0415 - numpy takes time to load in every worker
+
+            self.deep = DeepSurvey(job.deep)
         self.orders: dict[tuple[str, ...], tuple[bool, int, int]] = {}
 
     def survey(self, batch: Batch) -> BatchSurvey:
@@ -88,7 +108,7 @@ class _Surveyor:
             self.deep.finish()
         return BatchSurvey(lines, self.tally, self.deep)
 
-    def _block(self, block: bytes) -> int:
+    def _block(self, block: bytes) -> int:  # noqa: PLR0915 - one loop, without calls for the commonest rows
         lines = block.split(b"\n")
         if not lines[-1]:
             lines.pop()
@@ -99,11 +119,12 @@ class _Surveyor:
         structured = "{[ \n\t\r" if self.job.schema is None else None
         prompt = self.job.normaliser.system_prompt if self.job.normaliser else None
         system_bit = feature_bits(Row("chat", "", 0, ({"role": "system", "content": "x"},)))
-        rubout = b"\x7f" in block
+        odd = not block.isascii() or b"\\" in block or b"\x7f" in block  # whether any line may hold suspicious characters
+        good_rows = all_bits = 0
+        last_system, last_hits = "", None
         for number, row in enumerate(plain, start=1):
-            line = lines[number - 1]
             if row is None:
-                self._line(number, line, sample=number % step == 0)
+                self._line(number, lines[number - 1], sample=number % step == 0)
                 continue
             messages = row.messages
             roles = tuple([message.role for message in messages])
@@ -115,15 +136,23 @@ class _Surveyor:
                         good = False
                         break
             if not good:
-                self._line(number, line, sample=number % step == 0)
+                self._line(number, lines[number - 1], sample=number % step == 0)
                 continue
             if prompt and not systems:
                 messages.insert(0, _Message("system", prompt))
                 systems, bits = 1, bits | system_bit
-            tally.good += 1
-            tally.bits |= bits
+            good_rows += 1
+            all_bits |= bits
             if systems == 1:
-                tally.system(messages[0].content, number)
+                system = messages[0].content
+                if last_hits is not None and system == last_system:  # written out for the commonest case, as below
+                    last_hits.count += 1
+                else:
+                    tally.system(system, number)
+                    last_hits = tally.systems.get(system)
+                    if last_hits is not None and last_hits.count < KEPT:
+                        last_hits = None
+                    last_system = system
             elif systems:
                 tally.system("\n".join([message.content for message in messages[:systems]]), number)
             else:
@@ -136,12 +165,14 @@ class _Surveyor:
             else:
                 hits.count += 1
                 others.count += 1
-            if not line.isascii() or rubout or (b"\\" in line and any(escape in line for escape in _ODD_ESCAPES)):
+            if odd and _may_be_suspicious(lines[number - 1]):
                 tally.characters("\n".join([message.content for message in messages]), number)
             if number % step == 0:
                 tally.language("\n".join([message.content for message in messages[systems:]]), number)
             if deep:
                 deep.plain(number, messages, systems)
+        tally.good += good_rows
+        tally.bits |= all_bits
         return len(lines)
 
     def _may_be_plain(self) -> bool:
@@ -152,7 +183,7 @@ class _Surveyor:
         """The plain rows among the lines; None where a line is anything else, or where a key may stand twice."""
         decode = msgspec.json.Decoder(_PlainRow).decode
         rows: list[_PlainRow | None] = []
-        messages = others = 0
+        quotes = 0
         aside: list[bytes] = []
         for line in lines:
             try:
@@ -160,22 +191,14 @@ class _Surveyor:
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 rows.append(None)
                 aside.append(line)
-                others += 1
             else:
                 rows.append(row)
-                messages += len(row.messages)
-        # Each key stands once for each message when none is repeated. A text that is the very word only costs time.
-        # Counted in the whole block, less the lines set aside; keys written with escapes would hide, so those lines go too.
-        escaped = b"\\" in block and _ESCAPED_ASCII.search(block) is not None
-        rest = b"\n".join(aside)
-        expected = {b'"role"': messages, b'"content"': messages, b'"messages"': len(lines) - others}
-        if escaped or any(block.count(key) - rest.count(key) != count for key, count in expected.items()):
+                quotes += 8 * len(row.messages) + 2
+        # Without a backslash every quote begins or ends a string, so their number shows whether a key stands twice.
+        if b"\\" in block or block.count(b'"') - sum([line.count(b'"') for line in aside]) != quotes:
             for at, (line, found) in enumerate(zip(lines, rows, strict=True)):
-                if found is not None:
-                    count = len(found.messages)
-                    clean = line.count(b'"role"') == count and line.count(b'"content"') == count and line.count(b'"messages"') == 1
-                    if not clean or (escaped and _ESCAPED_ASCII.search(line)):
-                        rows[at] = None
+                if found is not None and not _each_key_once(line, len(found.messages)):
+                    rows[at] = None
         return rows
 
     def _order(self, roles: tuple[str, ...]) -> tuple[bool, int, int]:

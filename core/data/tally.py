@@ -65,7 +65,7 @@ def merge_hits(into: dict[Any, Hits], more: Mapping[Any, Hits], offset: int, mos
 class Tally:
     """What was seen in some rows. Tallies of consecutive batches are merged in order."""
 
-    LANGUAGE_SAMPLE: ClassVar[int] = 64
+    LANGUAGE_SAMPLE: ClassVar[int] = 32
     """Rows of a batch whose language is looked at, evenly spread; all, in a batch of fewer than twice as many."""
 
     def __init__(self, schema: Mapping[str, Any] | None = None) -> None:

@@ -131,9 +131,8 @@ class _Resolver:
 def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | None) -> TrainConfig:
     read = _Resolver(fields)
     _model(fields, offering)
-    fields.send(
-        "options.local.gpu_usd_per_hour", "(tuneport)", default="unknown: no machine cost in the estimate", note="used for the cost estimate"
-    )
+    unknown = "unknown: no machine cost in the estimate"
+    fields.send("options.local.gpu_usd_per_hour", "(tuneport)", default=unknown, note="used for the cost estimate")
     has_validation = send_validation(fields, data, "validation_file")
     evaluations, early_stopping = _evaluation(read, has_validation)
     return TrainConfig(

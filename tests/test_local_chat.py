@@ -1,0 +1,111 @@
+"""Which tokens carry loss, proven by decoding them, for the chat templates of several families."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tuneport.core.errors import DataError, ProviderError
+from tuneport.local_backend.chat import IGNORED, Encoded, encode, prompt_ids, stop_tokens
+from tuneport.local_backend.models import load_tokenizer
+from tuneport.tests.local_tiny import CHATML, write_tokenizer
+
+LLAMA3 = (
+    "{{ '<|begin_of_text|>' }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
+    " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+INST = (  # Llama 2 and Mistral: no generation prompt, the answer follows [/INST]
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+THINKING = (  # Qwen3 and others: reasoning of earlier turns is dropped
+    "{% for m in messages %}{% if m['role'] == 'assistant' and not loop.last %}{% set said = m['content'].split('</think>')[-1] %}"
+    "{% else %}{% set said = m['content'] %}{% endif %}{{ '<|im_start|>' + m['role'] + '\n' + said + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+ENDLESS = (  # puts no stop token behind an answer
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+SYSTEM = {"role": "system", "content": "Be brief."}
+ASK, SAY = {"role": "user", "content": "Grüße 🏔️?"}, {"role": "assistant", "content": "Ja, 42 <ok>\nende"}
+MORE, LAST = {"role": "user", "content": "und?"}, {"role": "assistant", "content": "nein"}
+
+
+def tokenizer(folder: Path, template: str | None, eos: str = "<|im_end|>") -> Any:
+    write_tokenizer(folder, template, eos)
+    return load_tokenizer(str(folder))
+
+
+def trained(of: Any, row: Encoded) -> str:
+    """The text of the labelled tokens; labels must equal the inputs there."""
+    assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
+    return str(of.decode([label for label in row.labels if label != IGNORED]))
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "end"),
+    [(CHATML, "<|im_end|>", "<|im_end|>"), (LLAMA3, "<|endoftext|>", "<|eot_id|>"), (INST, "<|endoftext|>", "<|endoftext|>")],
+    ids=["chatml", "llama3", "inst"],
+)
+def test_loss_is_on_the_answers_up_to_and_with_the_stop_token(tmp_path: Path, template: str, eos: str, end: str) -> None:
+    of = tokenizer(tmp_path, template, eos)
+    stops = stop_tokens(of)
+    (row,) = encode(of, [ASK, SAY, MORE, LAST], (), loss_on="completions", stops=stops)
+    space = " " if template == INST else ""
+    assert trained(of, row) == f"{space}Ja, 42 <ok>\nende{end}{space}nein{end}"
+    assert row.input_ids[-1] in stops  # nothing behind the last trained token
+    assert not row.added_end
+
+
+def test_the_model_reads_in_training_what_it_reads_when_it_answers(tmp_path: Path) -> None:
+    of = tokenizer(tmp_path, CHATML)
+    (row,) = encode(of, [SYSTEM, ASK, SAY], (), loss_on="completions", stops=stop_tokens(of))
+    start = next(i for i, label in enumerate(row.labels) if label != IGNORED)
+    assert row.input_ids[:start] == prompt_ids(of, [SYSTEM, ASK])
+
+
+def test_a_weight_of_zero_takes_an_answer_out_of_the_loss(tmp_path: Path) -> None:
+    of = tokenizer(tmp_path, CHATML)
+    (row,) = encode(of, [ASK, SAY | {"weight": 0}, MORE, LAST | {"weight": 1}], (), loss_on="completions", stops=stop_tokens(of))
+    assert trained(of, row) == "nein<|im_end|>"
+    with pytest.raises(DataError, match="no assistant message that carries loss"):
+        encode(of, [ASK, SAY | {"weight": 0}], (), loss_on="completions", stops=stop_tokens(of))
+
+
+def test_a_template_that_drops_earlier_reasoning_gives_one_sequence_per_answer(tmp_path: Path) -> None:
+    of = tokenizer(tmp_path, THINKING)
+    messages = [ASK, {"role": "assistant", "content": "<think>hm</think>yes"}, MORE, LAST]
+    rows = encode(of, messages, (), loss_on="completions", stops=stop_tokens(of))
+    assert [trained(of, row) for row in rows] == ["<think>hm</think>yes<|im_end|>", "nein<|im_end|>"]
+    assert "<think>" not in of.decode(rows[1].input_ids)
+
+
+def test_loss_on_all_trains_every_token(tmp_path: Path) -> None:
+    of = tokenizer(tmp_path, CHATML)
+    (row,) = encode(of, [ASK, LAST], (), loss_on="all", stops=stop_tokens(of))
+    assert row.labels == row.input_ids
+    assert trained(of, row) == "<|im_start|>user\nGrüße 🏔️?<|im_end|>\n<|im_start|>assistant\nnein<|im_end|>"
+
+
+def test_a_template_without_stop_token_gets_one_and_says_so(tmp_path: Path) -> None:
+    of = tokenizer(tmp_path, ENDLESS, "<|endoftext|>")
+    (row,) = encode(of, [ASK, LAST], (), loss_on="completions", stops=stop_tokens(of))
+    assert row.added_end
+    assert trained(of, row) == "nein\n<|endoftext|>"
+
+
+def test_faults_of_templates_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match="no chat template"):
+        tokenizer(tmp_path / "none", None)
+    of = tokenizer(tmp_path / "own", "{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match="roles must alternate"):
+        encode(of, [ASK, SAY], (), loss_on="completions", stops=stop_tokens(of))
+    odd = "{% for m in messages %}{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}Answer:{% endif %}"
+    of = tokenizer(tmp_path / "odd", odd)
+    with pytest.raises(DataError, match="generation prompt"):
+        encode(of, [ASK, SAY], (), loss_on="completions", stops=stop_tokens(of))
