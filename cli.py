@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
@@ -107,35 +108,240 @@ def _options(
 
 @app.command()
 def check(
-    paths: Annotated[list[Path], typer.Argument(help="A spec, or data files.", metavar="SPEC|DATA...")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="A spec, or data files (.jsonl .json .csv .parquet, also .gz and .zst).", metavar="SPEC|DATA...")
+    ],
     data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it.")] = "auto",
     method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
+    system_prompt: Annotated[
+        str | None, typer.Option("--system-prompt", help="Production system prompt that every row should have.")
+    ] = None,
+    schema: Annotated[Path | None, typer.Option("--schema", help="JSON Schema that every answer must satisfy.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="The only right answers, separated by commas.")] = None,
+    near: Annotated[float, typer.Option("--near", help="Jaccard similarity from which rows are near duplicates.")] = 0.8,
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="duplicates, near-duplicates, personal-data or tokens (repeatable).")
+    ] = None,
+    names: Annotated[bool, typer.Option("--names", help="Look for names and places too (extra pii; slow).")] = False,
+    count_tokens: Annotated[
+        bool, typer.Option("--count-tokens", help="Count with o200k_base instead of estimating (extra tokens).")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Set rows against this model's limits (repeatable).")] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", "-p", help="Set rows against this provider's limits (repeatable).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; by default one for each core when a file is large.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page too.")] = None,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Severity that fails the command: error, warning or never.")] = "error",
     as_json: JsonOption = False,
 ) -> None:
-    """Find every fault in training data before anyone pays. Exit code 4 when a finding is an error."""
-    from tuneport.core.data.check import check_data, check_files
+    """Find every fault in training data before anyone pays. Exit code 4 when a finding is an error (see --fail-on).
+
+    Two or three data files are taken as train, test or train, validation, test, and compared with each other.
+    """
+    from tuneport.core.data.check import CheckOptions, check_files
+    from tuneport.core.data.check_page import verdict, write_page
     from tuneport.core.spec import DataFormat, Method
 
+    if fail_on not in ("error", "warning", "never"):
+        raise UsageError(f"--fail-on {fail_on!r} is not known", fix="choose one of error, warning, never")
+    options = CheckOptions(
+        skip=frozenset(skip or ()),  # CheckOptions says which names there are
+        near=near,
+        names=names,
+        count_tokens=count_tokens,
+        labels=tuple(label.strip() for label in labels.split(",")) if labels else None,
+        models=tuple(model or ()),
+        providers=tuple(provider or ()),
+        workers=workers,
+    )
+    shape, how = _one_of("--format", data_format, DataFormat), _one_of("--method", method, Method)
+    json_schema = _read_schema(schema)
     reports: list[CheckReport] = []
-    for path in paths:
-        if path.suffix in (".yaml", ".yml"):
+    with _progress_bar() as on_progress:
+        if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+            from dataclasses import replace
+
             from tuneport.core.spec_file import load_spec
 
-            spec = load_spec(path)
+            spec = load_spec(paths[0])
             d = spec.data
-            found = check_files(d.train, d.validation, d.test, format=d.format, method=spec.method, system_prompt=d.system_prompt)
-            reports += found.values()
+            options = replace(options, max_tokens=spec.training.max_seq_length)
+            found = check_files(
+                d.train, d.validation, d.test, format=d.format, method=spec.method, system_prompt=system_prompt or d.system_prompt,
+                json_schema=json_schema, options=options, on_progress=on_progress,
+            )
         else:
-            shape, how = _one_of("--format", data_format, DataFormat), _one_of("--method", method, Method)
-            reports.append(check_data(str(path), format=shape, method=how))
+            if len(paths) > 3:
+                raise UsageError(f"{len(paths)} files are too many", fix="give train, test or train, validation, test; check others apart")
+            train, *others = map(str, paths)
+            validation, test = (None, *others) if len(others) == 1 else (*others, None, None)[:2]
+            found = check_files(
+                train, validation, test, format=shape, method=how, system_prompt=system_prompt, json_schema=json_schema, options=options,
+                on_progress=on_progress,
+            )
+        reports += found.values()
+    if page:
+        write_page(page, reports)
     if as_json:
         _print_json([r.model_dump(mode="json") for r in reports])
     else:
         for report in reports:
             _show_check(report)
-    faulty = [r.file for r in reports if any(f.severity == "error" for f in r.findings)]
+        _console().print(f"[bold]{_escape(verdict(reports))}[/]", highlight=False)
+    failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
+    faulty = [r.file for r in reports if r.worst in failing]
     if faulty:
-        raise DataError(f"errors in {', '.join(faulty)}", fix="mend the rows listed above and check again")
+        raise DataError(f"faults in {', '.join(faulty)}", fix="mend the rows listed above (tuneport prepare) and check again")
+
+
+@app.command()
+def prepare(
+    data: Annotated[Path, typer.Argument(help="Data file.", metavar="DATA")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the parts, the rejected rows and the data card.")],
+    method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
+    data_format: Annotated[str, typer.Option("--format", help="Row format of the input; auto detects it.")] = "auto",
+    to: Annotated[str | None, typer.Option("--to", help="Row format to write.")] = None,
+    file_type: Annotated[str, typer.Option("--file-type", help="jsonl, json, csv (each also .gz, .zst) or parquet.")] = "jsonl",
+    shapes: Annotated[
+        list[str] | None, typer.Option("--for", help="Provider's record shape to write too, e.g. openai-chat (repeatable).")
+    ] = None,
+    no_mend: Annotated[bool, typer.Option("--no-mend", help="Change nothing inside rows; reject what is faulty.")] = False,
+    system_prompt: Annotated[str | None, typer.Option("--system-prompt", help="Put this before rows that have none.")] = None,
+    replace_prompt: Annotated[bool, typer.Option("--replace-system-prompt", help="Put it in the place of other prompts too.")] = False,
+    dedupe: Annotated[str, typer.Option("--dedupe", help="none, exact or near.")] = "none",
+    near: Annotated[float, typer.Option("--near", help="Jaccard similarity of near duplicates.")] = 0.8,
+    exclude: Annotated[
+        list[Path] | None, typer.Option("--exclude", help="Leave out rows of this file, e.g. a benchmark (repeatable).")
+    ] = None,
+    redact: Annotated[
+        list[str] | None, typer.Option("--redact", help="all, or kinds: email, phone, card, iban, ssn, ip, secret, names (repeatable).")
+    ] = None,
+    redaction_map: Annotated[Path | None, typer.Option("--redaction-map", help="Write the map that undoes it here, outside --out.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Shares of train, validation, test in percent, e.g. 80/10/10.")] = None,
+    by: Annotated[str, typer.Option("--by", help="random, label, group, time or hard (a harder test set).")] = "random",
+    column: Annotated[str | None, typer.Option("--column", help="Column to split by.")] = None,
+    class_column: Annotated[str | None, typer.Option("--class-column", help="Column that holds the class.")] = None,
+    cap: Annotated[int | None, typer.Option("--cap", min=1, help="Most rows of one class.")] = None,
+    balance: Annotated[
+        str, typer.Option("--balance", help="none, down (cut to the smallest class) or up (repeat training rows).")
+    ] = "none",
+    mix: Annotated[Path | None, typer.Option("--mix", help="File of general rows to mix into training.")] = None,
+    mix_share: Annotated[float, typer.Option("--mix-share", help="Their share afterwards.")] = 0.25,
+    review: Annotated[int, typer.Option("--review", min=0, help="Rows to draw for human review, evenly over the classes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Mend, clean, split and convert data, and write down what was done (card.json, card.md)."""
+    from pydantic import ValidationError
+
+    from tuneport.core.data.prepare import PrepareOptions
+    from tuneport.core.data.prepare import prepare as prepare_data
+
+    shares = _shares(split)
+    given: dict[str, Any] = {
+        "method": method, "format": data_format, "to": to, "file_type": file_type, "shapes": tuple(shapes or ()),
+        "system_prompt": system_prompt, "replace_system_prompt": replace_prompt,
+        "dedupe": dedupe, "near": near, "exclude": tuple(map(str, exclude or ())),
+        "redact": tuple(redact or ()), "redaction_map": str(redaction_map) if redaction_map else None,
+        "validation": shares[0], "test": shares[1], "by": by, "column": column,
+        "class_column": class_column, "cap": cap, "balance": balance, "mix": str(mix) if mix else None,
+        "mix_share": mix_share, "review": review, "seed": seed,
+    }  # fmt: skip
+    try:
+        options = PrepareOptions(**given, **({"mends": ()} if no_mend else {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the options"
+        raise UsageError(f"{where}: {first['msg']}", fix="see tuneport prepare --help") from None
+    with _progress_bar() as on_progress:
+        card = prepare_data(str(data), out, options, converters=_record_shapes(), on_progress=on_progress)
+    if as_json:
+        _print_json(card.model_dump(mode="json"))
+        return
+    from rich.markdown import Markdown
+
+    _console().print(Markdown(card.markdown()))
+    _console().print(f"[bold]written to {_escape(str(out))}[/]", highlight=False)
+
+
+def _shares(split: str | None) -> tuple[float, float]:
+    """(validation, test) of "80/10/10"; (0, 0) without a split."""
+    if split is None:
+        return 0.0, 0.0
+    try:
+        train, validation, test = (float(share) for share in split.split("/"))
+    except ValueError:
+        raise UsageError(f"--split {split!r} is not three shares", fix="write train/validation/test in percent, e.g. 80/10/10") from None
+    if abs(train + validation + test - 100) > 1e-6 or min(train, validation, test) < 0:
+        raise UsageError(f"--split {split!r} does not add up to 100", fix="write train/validation/test in percent, e.g. 80/10/10")
+    return validation / 100, test / 100
+
+
+def _record_shapes() -> dict[str, Any]:
+    """Every provider's record shapes by name. Records are plain functions: no SDK is imported."""
+    from tuneport.providers.bedrock.records import RECORDS as BEDROCK
+    from tuneport.providers.fireworks.records import RECORDS as FIREWORKS
+    from tuneport.providers.openai.records import RECORDS as OPENAI
+    from tuneport.providers.together.records import RECORDS as TOGETHER
+
+    return {**OPENAI, **BEDROCK, **TOGETHER, **FIREWORKS}
+
+
+def _read_schema(path: Path | None) -> Mapping[str, Any] | None:
+    if path is None:
+        return None
+    import json
+
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} holds no JSON Schema ({error})", fix="give a JSON file") from None
+    if not isinstance(schema, dict):
+        raise UsageError(f"{path} holds no JSON Schema", fix="give a JSON object")
+    return schema
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A bar on stderr for each source, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, done: int, whole: int | None) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(_escape(name), total=whole)
+            bar.update(tasks[name], completed=done, total=whole)
+
+        yield show
+
+
+def _show_check(report: CheckReport) -> None:
+    console = _console()
+    tokens = "tokens not counted" if report.good_rows else "no readable rows"
+    if report.tokens:
+        count = f"{report.tokens.low:,}" if report.tokens.exact else f"{report.tokens.low:,} – {report.tokens.high:,}"
+        tokens = f"{count} tokens ({report.tokens.tokenizer})"
+    facts = f"{report.part}: {report.rows:,} rows, {report.format or 'unknown format'}"
+    console.print(f"[bold]{_escape(report.file)}[/]  {facts}", highlight=False)
+    console.print(f"  [dim]{_escape(tokens)}[/]", highlight=False)
+    if report.lengths:
+        median, longest = report.lengths[0], report.lengths[-1]
+        console.print(f"  [dim]row length: median up to {median.high:,} tokens, longest up to {longest.high:,}[/]", highlight=False)
+    if not report.findings:
+        console.print("  [green]✓ no faults found[/]")
+    for finding in report.findings:
+        colour = {"error": "red", "warning": "yellow", "info": "cyan"}[finding.severity]
+        lines = f" [dim](lines {', '.join(map(str, finding.lines))})[/]" if finding.lines else ""
+        console.print(f"  [{colour}]{finding.severity:8}[/]{_escape(finding.message)}{lines}", highlight=False)
+        if finding.examples:
+            console.print(f"          [dim]e.g. {_escape('; '.join(finding.examples[:3]))}[/]", highlight=False)
 
 
 def _one_of(option: str, value: str, literal: Any) -> Any:
@@ -143,23 +349,6 @@ def _one_of(option: str, value: str, literal: Any) -> Any:
     if value not in allowed:
         raise UsageError(f"{option} {value!r} is not known", fix=f"choose one of {', '.join(allowed)}")
     return value
-
-
-def _show_check(report: CheckReport) -> None:
-    console = _console()
-    tokens = "no readable rows"
-    if report.tokens:
-        count = f"{report.tokens.low:,}" if report.tokens.exact else f"{report.tokens.low:,} – {report.tokens.high:,}"
-        tokens = f"{count} tokens ({report.tokens.tokenizer})"
-    facts = f"{report.part}: {report.rows:,} rows, {report.format or 'unknown format'}"
-    console.print(f"[bold]{_escape(report.file)}[/]  {facts}", highlight=False)
-    console.print(f"  [dim]{_escape(tokens)}[/]", highlight=False)
-    if not report.findings:
-        console.print("  [green]✓ no faults found[/]")
-    for finding in report.findings:
-        colour = {"error": "red", "warning": "yellow", "info": "cyan"}[finding.severity]
-        lines = f" [dim](lines {', '.join(map(str, finding.lines))})[/]" if finding.lines else ""
-        console.print(f"  [{colour}]{finding.severity:8}[/]{_escape(finding.message)}{lines}", highlight=False)
 
 
 # ── plan ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -747,10 +936,10 @@ def _measure(spec: JobSpec, provider: str, model: str, arms: list[dict[str, Any]
 def _show_measurement(result: Measurement) -> None:
     console = _console()
     metrics = list(dict.fromkeys(m for arm in result.arms for m in arm.metrics))
-    table = _table(f"{result.power.n} held-out rows", *metrics)
-    for arm in result.arms:
-        cells = [f"{e.value:.0%} [dim]{e.low:.0%}–{e.high:.0%}[/]" if (e := arm.metrics.get(m)) else "–" for m in metrics]
-        table.add_row(arm.name, *cells)
+    table = _table(f"{result.power.n} held-out rows", *(arm.name for arm in result.arms))
+    for metric in metrics:
+        cells = [f"{e.value:.0%} [dim]{e.low:.0%}–{e.high:.0%}[/]" if (e := arm.metrics.get(metric)) else "–" for arm in result.arms]
+        table.add_row(metric, *cells)
     console.print(table)
     for c in result.comparisons:
         if c.metric == result.primary_metric:

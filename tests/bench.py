@@ -18,7 +18,7 @@ from datetime import date
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-WORDS = "please refund order parcel late charged twice cannot log in tent pole broken size wrong app crashes invoice missing".split()
+WORDS = ("please", "refund", "order", "parcel", "late", "charged", "twice", "tent", "pole", "broken", "size", "wrong", "app", "invoice")
 
 
 def best(call: Callable[[], object], repeats: int = 7) -> float:
@@ -62,7 +62,7 @@ def start_up() -> list[tuple[str, float, float, float | None]]:
 def planning(folder: Path) -> list[tuple[str, float, float, float | None]]:
     """Plans for all providers on 10,000 rows, and each compile after load."""
     write_rows(folder / "train.jsonl", 10_000)
-    models = "{openai: gpt-4.1-mini, bedrock: nova-micro, together: llama-3.1-8b-instruct, fireworks: qwen3-8b, local: smollm2-135m-instruct}"
+    models = "{openai: gpt-4.1-mini, bedrock: nova-micro, together: qwen3.5-9b, fireworks: qwen3-8b, local: smollm2-135m-instruct}"
     (folder / "spec.yaml").write_text(f"model: {models}\ndata: {{train: train.jsonl}}\n", encoding="utf-8")
     whole = best(command(str(BIN / "tuneport"), "plan", "spec.yaml", "--provider", "all", cwd=str(folder)), 3)
     read = best(lambda: [json.loads(line) for line in (folder / "train.jsonl").open(encoding="utf-8")], 3)

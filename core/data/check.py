@@ -10,7 +10,7 @@ and tokens are errors.
     warning          missing_system_prompt, varying_system_prompt, other_system_prompt, duplicate_rows, near_duplicates, identical_pair,
                      inconsistent_output, label_variants, unbalanced_classes, small_class, too_few_tokens, small_test_set,
                      personal_email (phone, card, iban, ssn, ip), characters_control (replacement, mojibake, direction),
-                     long_rows_<provider> when providers are named; the overlaps in validation rows, and passage_overlap_
+                     cut_rows, long_rows_<provider> when providers are named; the overlaps in validation rows, and passage_overlap_
     warning or info  too_few_rows
     info             no_system_prompt, varying_json_fields, inconsistent_punctuation, conflicting_answers, many_rows,
                      mixed_languages, characters_invisible (private), vendor_limit_ and long_rows_<provider> otherwise
