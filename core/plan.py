@@ -196,6 +196,11 @@ class Fields:
         else:
             self._put(path, "refused", value, note=reason)
 
+    def refused(self, path: str) -> bool:
+        """Whether a field has been refused so far."""
+        outcome = self._outcomes.get(path)
+        return outcome is not None and outcome.outcome == "refused"
+
     def finish(self) -> tuple[FieldOutcome, ...]:
         """All outcomes in the spec's order. Raises AssertionError when the compiler left a field unread."""
         if self._unread:

@@ -79,8 +79,9 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     machine = hardware or detect_hardware(spec.options.local.device or "auto")
 
     _method(fields)
+    if spec.method == "sft":  # another method is refused itself; what its rows hold is then beside the point
+        refuse_unfit_data(fields, data, DataRules(cannot_carry=CANNOT_CARRY))
     config = _config(fields, data, offering, shape)
-    refuse_unfit_data(fields, data, DataRules(cannot_carry=CANNOT_CARRY))
     time = _time(config, data, shape, machine)
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
     return Plan(
@@ -89,7 +90,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
         vendor_model=offering.vendor_id,
         operation=OPERATION,
         payload=payload,
-        uploads=uploads_for(data, RECORD, "rows"),
+        uploads=uploads_for(data, RECORD, "rows", validation=config.validation_file is not None),
         outcomes=fields.finish(),
         cost=_cost(spec.options.local.gpu_usd_per_hour, time),
         time=time,
@@ -133,7 +134,8 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
     _model(fields, offering)
     unknown = "unknown: no machine cost in the estimate"
     fields.send("options.local.gpu_usd_per_hour", "(tuneport)", default=unknown, note="used for the cost estimate")
-    has_validation = send_validation(fields, data, "validation_file")
+    # What is refused is not sent, nor does anything else follow from it.
+    has_validation = not fields.refused("data.validation") and send_validation(fields, data, "validation_file")
     evaluations, early_stopping = _evaluation(read, has_validation)
     return TrainConfig(
         name=read.value("name", "name", None, "the job's key names the adapter"),
