@@ -147,8 +147,9 @@ def check(
 
     if fail_on not in ("error", "warning", "never"):
         raise UsageError(f"--fail-on {fail_on!r} is not known", fix="choose one of error, warning, never")
+    left_out: Any = skip or ()  # CheckOptions says which names there are
     options = CheckOptions(
-        skip=frozenset(skip or ()),  # CheckOptions says which names there are
+        skip=frozenset(left_out),
         near=near,
         names=names,
         count_tokens=count_tokens,
