@@ -241,6 +241,11 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool) -> Any:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ProviderError(f"the model {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
+    head = model.get_output_embeddings()
+    if head is not None:
+        # For a strided slice of the last positions torch would multiply row by row, copying a frozen weight for each row:
+        # 10 s and 2 GB instead of 0.05 s for 32 rows of a 135M model.
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     return model.to(device).eval()
 
 

@@ -111,7 +111,8 @@ class Worker:
         self._note(summary)
 
     def _prepare(self, config: TrainConfig) -> Run:
-        from tuneport.local_backend.lora import add_adapter, speed_up  # noqa: PLC0415 - imports torch
+        from tuneport.local_backend.lora import add_adapter, speed_up  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.norm import speed_up_norms  # noqa: PLC0415
         from tuneport.local_backend.trainer import Run  # noqa: PLC0415
 
         self._set("preparing", f"loading {config.model}")
@@ -128,7 +129,7 @@ class Worker:
         if not encoded["train"]:
             raise DataError("the job has no training rows", fix="check data.train")
         model = add_adapter(model, config.adapter, config.seed)
-        fused = speed_up(model)
+        fused = speed_up(model) + speed_up_norms(model)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._note(f"{trainable:,} trainable parameters in {config.adapter.kind} rank {config.adapter.rank}; {fused} fused layers")
         return Run(

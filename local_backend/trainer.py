@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
@@ -26,6 +27,9 @@ from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import COMPLETE, JobDir
 from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
+
+VALIDATION_FACTOR = 4
+"""Rows of a validation batch for each row of a training batch: without gradients there is room for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +65,23 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
     return {"input_ids": padded("input_ids", pad), "labels": padded("labels", IGNORED), "attention_mask": mask}
 
 
+def label_loss(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
+    """(sum of the loss over the labelled tokens in nats, how many they are).
+
+    The vocabulary's matrix is applied at positions that predict a label only: with loss on completions, most predict none.
+    """
+    labels = inputs["labels"][:, 1:]
+    wanted = labels != IGNORED
+    head = model.get_output_embeddings()
+    selecting = head.register_forward_pre_hook(lambda _, given: (given[0][:, :-1][wanted][None], *given[1:]))
+    try:
+        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False).logits
+    finally:
+        selecting.remove()
+    targets = labels[wanted]
+    return cross_entropy(logits[0].float(), targets, reduction="sum"), targets.numel()
+
+
 class _Order:
     """A batch sampler that plays a fixed list of micro-batches."""
 
@@ -79,12 +100,17 @@ class LocalTrainer(SFTTrainer):
 
     def __init__(self, run: Run, **settings: Any) -> None:
         self.run = run
+        self.tokens = 0  # seen by this process, without padding
         super().__init__(**settings)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+        if self.aux_loss_enabled or return_outputs:
+            return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        self.tokens += int(inputs["attention_mask"].sum())
         if not self.run.checkpointing:  # recomputation and a cache exclude each other
             inputs = share_prefix(model, inputs)
-        return super().compute_loss(model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch)
+        total, count = label_loss(model, inputs)
+        return total / (count if num_items_in_batch is None else num_items_in_batch)
 
     def get_train_dataloader(self) -> Any:
         config = self.run.config
@@ -149,10 +175,10 @@ class _Story(TrainerCallback):
         metrics["epoch"] = state.global_step * self.run.config.batch_size / len(self.run.train)
         if "grad_norm" in logs:
             metrics["grad_norm"] = float(logs["grad_norm"])
-        tokens = float(logs.get("num_tokens", 0))
-        if tokens and self._tokens and now > self._last:
+        tokens = self._trainer.tokens
+        if self._tokens and now > self._last:
             metrics["tokens_per_second"] = (tokens - self._tokens) / (now - self._last)
-        self._tokens, self._last = int(tokens), now
+        self._tokens, self._last = tokens, now
         self.run.job.add_event(f"step {state.global_step} of {self.run.steps}", metrics=metrics)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -179,7 +205,7 @@ class _Story(TrainerCallback):
 
     def _evaluate(self, state: Any) -> None:
         began = time.monotonic()
-        loss = validation_loss(self._trainer, self.run)
+        loss = validation_loss(self.run)
         state.log_history.append({"eval_loss": loss, "step": state.global_step})
         kept = self.best.offer(self.run.model, state.global_step, loss)
         self.run.job.add_event(
@@ -192,21 +218,22 @@ class _Story(TrainerCallback):
         return rule is not None and stalled([e["eval_loss"] for e in state.log_history if "eval_loss" in e], rule.patience, rule.min_delta)
 
 
-def validation_loss(trainer: Any, run: Run) -> float:
+def validation_loss(run: Run) -> float:
     """Mean loss over all labelled tokens of the validation rows, in nats."""
     pad = _pad_token(run.tokenizer)
     rows = sorted(run.validation, key=lambda row: len(row.input_ids))
-    total = 0.0
+    batch = run.config.micro_batch_size * VALIDATION_FACTOR
+    total, count = 0.0, 0
     training = run.model.training
     run.model.eval()
     with torch.no_grad():
-        for start in range(0, len(rows), run.config.micro_batch_size):
-            part = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows[start : start + run.config.micro_batch_size]]
+        for start in range(0, len(rows), batch):
+            part = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows[start : start + batch]]
             inputs = {name: tensor.to(run.device) for name, tensor in collate(part, pad).items()}
-            count = int((inputs["labels"][:, 1:] != IGNORED).sum())
-            total += float(trainer.compute_loss(run.model, inputs)) * count
+            loss, labelled = label_loss(run.model, share_prefix(run.model, inputs))
+            total, count = total + float(loss), count + labelled
     run.model.train(training)
-    return total / sum(sum(label != IGNORED for label in row.labels[1:]) for row in rows)
+    return total / count
 
 
 def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:

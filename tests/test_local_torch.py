@@ -16,8 +16,9 @@ from tuneport.local_backend.config import Adapter  # noqa: E402
 from tuneport.local_backend.decode import Prompt, common_prefix, decode  # noqa: E402
 from tuneport.local_backend.lora import add_adapter, speed_up  # noqa: E402
 from tuneport.local_backend.models import load_model  # noqa: E402
+from tuneport.local_backend.norm import speed_up_norms  # noqa: E402
 from tuneport.local_backend.prefix import share_prefix, shared_length  # noqa: E402
-from tuneport.local_backend.trainer import collate  # noqa: E402
+from tuneport.local_backend.trainer import collate, label_loss  # noqa: E402
 from tuneport.tests.local_tiny import write_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -68,6 +69,26 @@ def test_the_fused_layers_give_pefts_loss_and_gradients(folder: str) -> None:
     fused_loss, fused = loss_and_gradients(model, inputs)
     assert fused_loss == pytest.approx(plain_loss, rel=1e-6)
     torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_shorter_norms_give_the_same_loss_and_gradients(folder: str) -> None:
+    model, inputs = adapted(folder), rows(3, 10)
+    plain_loss, plain = loss_and_gradients(model, inputs)
+    assert speed_up_norms(model) == 5  # 2 in each of 2 blocks, and the last
+    short_loss, short = loss_and_gradients(model, inputs)
+    assert short_loss == plain_loss
+    torch.testing.assert_close(short, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_the_loss_of_labelled_positions_is_that_of_all_logits(folder: str) -> None:
+    model, inputs = adapted(folder), rows(3, 10)
+    whole_loss, whole = loss_and_gradients(model, inputs)
+    total, count = label_loss(model, inputs)
+    (total / count).backward()
+    assert count == 12  # 4 in each of 3 rows
+    assert total.item() / count == pytest.approx(whole_loss, rel=1e-6)
+    torch.testing.assert_close(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]), whole)
+    assert model(input_ids=inputs["input_ids"]).logits.shape[:2] == inputs["input_ids"].shape  # the head is whole again
 
 
 def test_layers_with_dropout_keep_pefts_own_pass(folder: str) -> None:
