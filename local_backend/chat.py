@@ -27,6 +27,11 @@ class Encoded:
     added_end: bool = False  # the template ends answers without a stop token, so one was added
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.input_ids)
+
+    @property
     def trained(self) -> int:
         """Number of tokens with loss."""
         return sum(label != IGNORED for label in self.labels)

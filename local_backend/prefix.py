@@ -32,6 +32,8 @@ def shared_length(input_ids: torch.Tensor, labels: torch.Tensor, mask: torch.Ten
 
 def share_prefix(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """The model's inputs with the shared prefix moved into a cache; unchanged when there is none, or the model cannot."""
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        return inputs  # virtual tokens stand before the prefix
     ids, labels, mask = inputs["input_ids"], inputs["labels"], inputs["attention_mask"]
     length = shared_length(ids, labels, mask)
     if not length:

@@ -1,0 +1,66 @@
+"""The plan carried out by a TRL trainer, whichever it is: the order of rows and the learning rate come from ``schedule``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from tuneport.local_backend.schedule import batches, rate_factor, warmup_steps
+
+if TYPE_CHECKING:
+    from tuneport.local_backend.trainer import Run
+
+
+class _Order:
+    """A batch sampler that plays a fixed list of micro-batches."""
+
+    def __init__(self, micro_batches: list[list[int]]) -> None:
+        self._micro_batches = micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._micro_batches)
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+
+class Planned:
+    """Stands before a trainer class among its bases; the trainer has a ``run``."""
+
+    run: Run
+    train_dataset: Any
+    data_collator: Any
+    optimizer: Any
+    lr_scheduler: Any
+
+    def get_train_dataloader(self) -> Any:
+        config = self.run.config
+        lengths = [row.tokens for row in self.run.train]
+        micro = config.micro_batch_size
+        planned = batches(lengths, config.batch_size, self.run.steps, config.seed)
+        order = [batch[i : i + micro] for batch in planned for i in range(0, config.batch_size, micro)]
+        return DataLoader(self.train_dataset, batch_sampler=_Order(order), collate_fn=self.data_collator)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            config = self.run.config
+            warmup = warmup_steps(num_training_steps, config.warmup_ratio, config.warmup_steps)
+
+            def factor(step: int) -> float:
+                return rate_factor(
+                    step,
+                    total=num_training_steps,
+                    warmup=warmup,
+                    shape=config.scheduler,
+                    cycles=config.scheduler_cycles,
+                    floor=config.min_learning_rate_ratio,
+                )
+
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Ours is written with the finished adapter."""

@@ -1,0 +1,97 @@
+"""What happens around the steps of a run, the same for every training method: validation, checkpoints, events, early end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from tuneport.core.errors import JobFailedError
+from tuneport.local_backend.best import BestAdapter
+from tuneport.local_backend.jobdir import COMPLETE
+from tuneport.local_backend.schedule import spread, stalled
+
+if TYPE_CHECKING:
+    from tuneport.local_backend.trainer import Run
+
+
+class Story(TrainerCallback):
+    """Evaluates, keeps the best, saves and reports at the planned steps; ends the run on cancel or early stop.
+
+    ``validate`` gives the validation loss of the model as it stands.
+    """
+
+    def __init__(self, run: Run, best: BestAdapter, validate: Callable[[], float]) -> None:
+        self.run = run
+        self._validate = validate
+        self.best = best
+        self.stopped_early = False
+        self._trainer: Any = None
+        self._evaluate_at = spread(run.steps, run.config.evaluations) if run.validation else frozenset()
+        self._save_at = spread(run.steps, run.config.checkpoints)
+        self._began = self._last = time.monotonic()
+        self._first_step = 0
+        self._tokens = 0
+
+    def attach(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        self._first_step = state.global_step
+        self._began = self._last = time.monotonic()
+
+    def on_log(self, _args: Any, state: Any, _control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        if not math.isfinite(logs["loss"]):
+            what = f"the loss became {logs['loss']} at step {state.global_step}"
+            raise JobFailedError(what, fix="lower training.learning_rate and submit anew")
+        now = time.monotonic()
+        metrics = {"step": float(state.global_step), "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
+        metrics["epoch"] = state.global_step * self.run.config.batch_size / len(self.run.train)
+        if "grad_norm" in logs:
+            metrics["grad_norm"] = float(logs["grad_norm"])
+        tokens = self._trainer.tokens
+        if self._tokens and now > self._last:
+            metrics["tokens_per_second"] = (tokens - self._tokens) / (now - self._last)
+        self._tokens, self._last = tokens, now
+        self.run.job.add_event(f"step {state.global_step} of {self.run.steps}", metrics=metrics)
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = state.global_step
+        if step in self._evaluate_at:
+            began = time.monotonic()
+            self._evaluate(state)
+            self._last += time.monotonic() - began  # the speed shown is that of training
+            if self._worn_out(state):
+                self.stopped_early = True
+                control.should_training_stop = True
+        if step in self._save_at:
+            control.should_save = True
+        if self.run.stopping() and step < self.run.steps:
+            control.should_save = control.should_training_stop = True
+        done = step - self._first_step
+        left = (time.monotonic() - self._began) / done * (self.run.steps - step) if done else None
+        self.run.progress(step, self.run.steps, left)
+
+    def on_save(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        folder = self.run.job.checkpoints / f"checkpoint-{state.global_step}"
+        (folder / COMPLETE).touch()
+        self.run.job.add_event(f"checkpoint saved at step {state.global_step}", metrics={"step": float(state.global_step)})
+
+    def _evaluate(self, state: Any) -> None:
+        began = time.monotonic()
+        loss = self._validate()
+        state.log_history.append({"eval_loss": loss, "step": state.global_step})
+        kept = self.best.offer(self.run.model, state.global_step, loss)
+        self.run.job.add_event(
+            f"validation loss {loss:.4f} at step {state.global_step}{', the best so far' if kept else ''}",
+            metrics={"step": float(state.global_step), "eval_loss": loss, "eval_seconds": time.monotonic() - began},
+        )
+
+    def _worn_out(self, state: Any) -> bool:
+        rule = self.run.config.early_stopping
+        return rule is not None and stalled([e["eval_loss"] for e in state.log_history if "eval_loss" in e], rule.patience, rule.min_delta)
