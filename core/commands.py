@@ -1,0 +1,186 @@
+"""Commands on data and on facts: check, models, prices."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneport.core import terminal
+from tuneport.core.errors import DataError, UsageError
+from tuneport.core.terminal import JsonOption, escape
+
+if TYPE_CHECKING:
+    from tuneport.core.data.check import CheckReport
+
+
+
+def check(
+    paths: Annotated[
+        list[Path], typer.Argument(help="A spec, or data files (.jsonl .json .csv .parquet, also .gz and .zst).", metavar="SPEC|DATA...")
+    ],
+    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it.")] = "auto",
+    method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
+    system_prompt: Annotated[
+        str | None, typer.Option("--system-prompt", help="Production system prompt that every row should have.")
+    ] = None,
+    schema: Annotated[Path | None, typer.Option("--schema", help="JSON Schema that every answer must satisfy.")] = None,
+    labels: Annotated[str | None, typer.Option("--labels", help="The only right answers, separated by commas.")] = None,
+    near: Annotated[float, typer.Option("--near", help="Jaccard similarity from which rows are near duplicates.")] = 0.8,
+    skip: Annotated[
+        list[str] | None, typer.Option("--skip", help="duplicates, near-duplicates, personal-data or tokens (repeatable).")
+    ] = None,
+    names: Annotated[bool, typer.Option("--names", help="Look for names and places too (extra pii; slow).")] = False,
+    count_tokens: Annotated[
+        bool, typer.Option("--count-tokens", help="Count with o200k_base instead of estimating (extra tokens).")
+    ] = False,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Set rows against this model's limits (repeatable).")] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", "-p", help="Set rows against this provider's limits (repeatable).")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes; by default one for each core when a file is large.")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--html", help="Write the result as an HTML page too.")] = None,
+    fail_on: Annotated[str, typer.Option("--fail-on", help="Severity that fails the command: error, warning or never.")] = "error",
+    as_json: JsonOption = False,
+) -> None:
+    """Find every fault in training data before anyone pays. Exit code 4 when a finding is an error (see --fail-on).
+
+    Two or three data files are taken as train, test or train, validation, test, and compared with each other.
+    """
+    from tuneport.core.data.check import CheckOptions, check_files
+    from tuneport.core.data.check_page import verdict, write_page
+    from tuneport.core.spec import DataFormat, Method
+
+    if fail_on not in ("error", "warning", "never"):
+        raise UsageError(f"--fail-on {fail_on!r} is not known", fix="choose one of error, warning, never")
+    left_out: Any = skip or ()  # CheckOptions says which names there are
+    options = CheckOptions(
+        skip=frozenset(left_out),
+        near=near,
+        names=names,
+        count_tokens=count_tokens,
+        labels=tuple(label.strip() for label in labels.split(",")) if labels else None,
+        models=tuple(model or ()),
+        providers=tuple(provider or ()),
+        workers=workers,
+    )
+    shape, how = terminal.one_of("--format", data_format, DataFormat), terminal.one_of("--method", method, Method)
+    json_schema = terminal.read_schema(schema)
+    reports: list[CheckReport] = []
+    with terminal.progress_bar() as on_progress:
+        if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
+            from dataclasses import replace
+
+            from tuneport.core.spec_file import load_spec
+
+            spec = load_spec(paths[0])
+            d = spec.data
+            options = replace(options, max_tokens=spec.training.max_seq_length)
+            found = check_files(
+                d.train, d.validation, d.test, format=d.format, method=spec.method, system_prompt=system_prompt or d.system_prompt,
+                json_schema=json_schema, options=options, on_progress=on_progress,
+            )
+        else:
+            if len(paths) > 3:
+                raise UsageError(f"{len(paths)} files are too many", fix="give train, test or train, validation, test; check others apart")
+            train, *others = map(str, paths)
+            validation, test = (None, *others) if len(others) == 1 else (*others, None, None)[:2]
+            found = check_files(
+                train, validation, test, format=shape, method=how, system_prompt=system_prompt, json_schema=json_schema, options=options,
+                on_progress=on_progress,
+            )
+        reports += found.values()
+    if page:
+        write_page(page, reports)
+    if as_json:
+        terminal.print_json([r.model_dump(mode="json") for r in reports])
+    else:
+        for report in reports:
+            _show_check(report)
+        terminal.console().print(f"[bold]{escape(verdict(reports))}[/]", highlight=False)
+    failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
+    faulty = [r.file for r in reports if r.worst in failing]
+    if faulty:
+        raise DataError(f"faults in {', '.join(faulty)}", fix="mend the rows listed above (tuneport prepare) and check again")
+
+
+def _show_check(report: CheckReport) -> None:
+    console = terminal.console()
+    tokens = "tokens not counted" if report.good_rows else "no readable rows"
+    if report.tokens:
+        count = f"{report.tokens.low:,}" if report.tokens.exact else f"{report.tokens.low:,} – {report.tokens.high:,}"
+        tokens = f"{count} tokens ({report.tokens.tokenizer})"
+    facts = f"{report.part}: {report.rows:,} rows, {report.format or 'unknown format'}"
+    console.print(f"[bold]{escape(report.file)}[/]  {facts}", highlight=False)
+    console.print(f"  [dim]{escape(tokens)}[/]", highlight=False)
+    if report.lengths:
+        median, longest = report.lengths[0], report.lengths[-1]
+        console.print(f"  [dim]row length: median up to {median.high:,} tokens, longest up to {longest.high:,}[/]", highlight=False)
+    if not report.findings:
+        console.print("  [green]✓ no faults found[/]")
+    for finding in report.findings:
+        colour = {"error": "red", "warning": "yellow", "info": "cyan"}[finding.severity]
+        lines = f" [dim](lines {', '.join(map(str, finding.lines))})[/]" if finding.lines else ""
+        console.print(f"  [{colour}]{finding.severity:8}[/]{escape(finding.message)}{lines}", highlight=False)
+        if finding.examples:
+            console.print(f"          [dim]e.g. {escape('; '.join(finding.examples[:3]))}[/]", highlight=False)
+
+
+def models(
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None, as_json: JsonOption = False
+) -> None:
+    """List the base models that can be tuned, where, how, and until when."""
+    from tuneport.core.catalogue import closed, load_catalogue
+    from tuneport.core.sources import staleness
+
+    found = [o for o in load_catalogue().models() if provider in (None, o.provider)]
+    if not found:
+        raise UsageError(f"the catalogue has no models for {provider!r}", fix="see `tuneport providers`")
+    today = date.today()
+    if as_json:
+        terminal.print_json([terminal.plain(o) | {"closed": closed(o, today)} for o in found])
+        return
+    listing = terminal.table("model", "provider", "vendor id", "methods", "tuning", "tunable until", "source")
+    for o in found:
+        end = o.lifetime.training_closes
+        until = f"[yellow]{end}[/]" if end else "[dim]no date known[/]"
+        if closed(o, today):
+            until = f"[red]closed[/] {o.lifetime.inference_ends or end or ''}"
+        stale = staleness(o.source, today)
+        source = f"{o.source.observed_on} {o.source.grade}" if o.source else "unknown"
+        listed = [", ".join(sorted(x)) if x else "[dim]unknown[/]" for x in (o.methods, o.tunings)]
+        listing.add_row(o.model, o.provider, o.vendor_id, *listed, until, f"{source} [yellow]{stale}[/]" if stale else source)
+    terminal.console().print(listing)
+
+
+def prices(
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None, as_json: JsonOption = False
+) -> None:
+    """List the price book: each price with its source, date and grade; old ones are marked."""
+    from tuneport.core.prices import load_prices
+    from tuneport.core.sources import staleness
+
+    found = [p for p in load_prices().prices() if provider in (None, p.provider)]
+    if not found:
+        raise UsageError(f"the price book has no prices of {provider!r}", fix="see `tuneport providers`")
+    if as_json:
+        terminal.print_json([terminal.plain(p) for p in found])
+        return
+    listing = terminal.table("provider", "what", "applies to", "USD", "unit", "observed", "source")
+    sources: dict[str, int] = {}
+    for p in found:
+        band = f"{p.above_b or 0:g}–{p.upto_b:g}B" if p.upto_b else f">{p.above_b:g}B" if p.above_b else ""
+        whose = "" if p.tuned is None else "tuned" if p.tuned else "base"
+        applies = (p.model or "", band, p.gpu or "", *sorted(p.methods or ()), *sorted(p.tunings or ()), whose, p.variant)
+        stale = staleness(p.source, date.today())
+        age = f"{p.source.observed_on} {p.source.grade}" + (f" [yellow]{stale}[/]" if stale else "")
+        amount = terminal.usd_range(p.amount.low, p.amount.high)
+        number = sources.setdefault(p.source.title, len(sources) + 1)
+        listing.add_row(p.provider, p.kind, " ".join(filter(None, applies)), amount, p.unit, age, f"({number})")
+    terminal.console().print(listing)
+    for title, number in sources.items():
+        terminal.console().print(f"[dim]({number}) {escape(title)}[/]", highlight=False)

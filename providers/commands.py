@@ -1,0 +1,276 @@
+"""Commands on providers: plan, prepare, providers, doctor."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneport.core import terminal
+from tuneport.core.errors import RefusedError, TuneportError, UsageError
+from tuneport.core.terminal import JsonOption, SpecArgument, escape
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from tuneport.core.plan import FieldOutcome, Plan
+    from tuneport.core.spec import JobSpec
+
+
+
+def plan(
+    spec: SpecArgument,
+    provider: Annotated[
+        list[str] | None, typer.Option("--provider", "-p", help="Provider name (repeatable), or all (the default).")
+    ] = None,
+    fields: Annotated[bool, typer.Option("--fields", help="List every field, also unset ones.")] = False,
+    online: Annotated[bool, typer.Option("--online", help="Ask each vendor for its limits and price too (reads; needs keys).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what each provider would do with every field, what it costs and how long it takes. Sends nothing."""
+    from tuneport.core.spec_file import load_spec
+
+    loaded = load_spec(spec)
+    plans, missing = plans_for(loaded, provider or ["all"], online=online)
+    if as_json:
+        printed = {name: p.model_dump(mode="json") for name, p in plans.items()}
+        terminal.print_json(printed | {name: {"provider": name, "unavailable": str(why)} for name, why in missing.items()})
+    else:
+        _show_plans(loaded, plans, missing, fields)
+    if not plans:
+        raise next(iter(missing.values()))
+    if len(plans) + len(missing) == 1 and next(iter(plans.values())).refusals:
+        raise typer.Exit(RefusedError.exit_code)  # the reasons are on the screen
+
+
+def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> tuple[dict[str, Plan], dict[str, TuneportError]]:
+    """A plan for each wanted provider, and the error of each that has none (an unknown model there, say).
+
+    ``online`` asks the vendors as well; one that cannot be asked keeps its plan, with a warning.
+    """
+    from tuneport.core.data.load import load_job_data
+    from tuneport.core.errors import CatalogueError, CredentialsError, MissingExtraError, ProviderError
+    from tuneport.core.plan import PlanWarning, compile_for
+    from tuneport.providers import registry
+
+    names = registry.names() if "all" in wanted else tuple(dict.fromkeys(wanted))
+    providers = {name: registry.get(name, spec.options.for_provider(name)) for name in names}
+    data = load_job_data(spec)
+    plans: dict[str, Plan] = {}
+    missing: dict[str, TuneportError] = {}
+    for name, place in providers.items():
+        try:
+            plans[name] = compile_for(place, spec, data)
+            if online and "online" not in place.unoffered:
+                plans[name] = place.online(plans[name])
+        except (CredentialsError, ProviderError, MissingExtraError) as error:
+            note = PlanWarning(code="online", message=f"could not be asked: {error}")
+            plans[name] = plans[name].model_copy(update={"warnings": (*plans[name].warnings, note)})
+        except CatalogueError as error:
+            missing[name] = error
+    return plans, missing
+
+
+def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, TuneportError], every_field: bool) -> None:
+    from rich.text import Text
+
+    console = terminal.console()
+    overview = terminal.table("provider", "base model", "training cost", "time", "")
+    for name, one in plans.items():
+        verdict = Text("refused", "red") if one.refusals else Text("✓", "green")
+        overview.add_row(name, one.vendor_model, terminal.money(one.cost), terminal.duration(one.time), verdict)
+    for name, why in missing.items():
+        overview.add_row(name, Text("–", "dim"), "", "", Text(why.what, "red"))
+    console.print(overview)
+
+    fields = terminal.table("field", "value", *plans)
+    for column in fields.columns:
+        column.no_wrap = column is not fields.columns[0]  # on a narrow terminal the long names fold, the marks do not
+    for path, value in spec.fields():
+        cells = [next((o for o in p.outcomes if o.path == path), None) for p in plans.values()]
+        sent = any(c and c.wire != "(tuneport)" and c.value is not None for c in cells)
+        if every_field or sent:
+            shown = "by provider" if isinstance(value, dict) else "–" if value is None else terminal.short(value)
+            fields.add_row(path, shown, *(_mark(c, value) for c in cells))
+    console.print(fields)
+    console.print("[dim]✓ sent   ~ sent in another form (below)   · left to the provider   ✗ refused[/]\n", highlight=False)
+    for name, one in plans.items():
+        _show_notes(name, one, every_field)
+
+
+def _mark(outcome: FieldOutcome | None, wanted: Any) -> Text:
+    """One cell: what a provider makes of a field, with its value there where that differs from the spec's."""
+    from rich.text import Text
+
+    if outcome is None:
+        return Text("")
+    marks = {"mapped": ("✓", "green"), "converted": ("~", "yellow"), "defaulted": ("·", "dim"), "refused": ("✗", "red")}
+    mark, colour = marks[outcome.outcome]
+    own = outcome.value is not None and wanted is not None and not isinstance(wanted, dict) and outcome.value != wanted
+    return Text(f"{mark} {terminal.short(outcome.value)}" if own else mark, colour)
+
+
+def _show_notes(name: str, one: Plan, every_field: bool) -> None:
+    """What a table has no room for: refusals, conversions, warnings, and what cost and time stand on."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    def line(sign: str, colour: str, text: str, style: str = "") -> None:
+        console.print(Padding(Text.assemble((f"{sign} ", colour), text, style=style), (0, 2)))
+
+    console = terminal.console()
+    console.print(Text(name, "bold"))
+    for path, reason in one.refusals.items():
+        line("✗", "red", f"{path}: {reason}")
+    for warning in one.warnings:
+        line("!", "yellow", warning.message)
+    for o in one.outcomes:
+        if o.outcome == "converted" and o.wire != "(tuneport)":
+            line("~", "yellow", f"{o.path} → {o.wire} = {terminal.short(o.sent)}" + (f" ({o.note})" if o.note else ""), "dim")
+        elif every_field and o.outcome == "mapped":
+            line("✓", "green", f"{o.path} → {o.wire}", "dim")
+        elif every_field and o.outcome == "defaulted":
+            line("·", "", f"{o.path}: {o.note}", "dim")
+    for item in one.cost.lines:
+        line("$", "green", f"{item.item}: {item.basis}" + (f" [{item.stale}]" if item.stale else ""), "dim")
+    line("t", "green", one.time.basis, "dim")
+
+
+def prepare(
+    data: Annotated[Path, typer.Argument(help="Data file.", metavar="DATA")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the parts, the rejected rows and the data card.")],
+    method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
+    data_format: Annotated[str, typer.Option("--format", help="Row format of the input; auto detects it.")] = "auto",
+    to: Annotated[str | None, typer.Option("--to", help="Row format to write.")] = None,
+    file_type: Annotated[str, typer.Option("--file-type", help="jsonl, json, csv (each also .gz, .zst) or parquet.")] = "jsonl",
+    shapes: Annotated[
+        list[str] | None, typer.Option("--for", help="Provider's record shape to write too, e.g. openai-chat (repeatable).")
+    ] = None,
+    no_mend: Annotated[bool, typer.Option("--no-mend", help="Change nothing inside rows; reject what is faulty.")] = False,
+    system_prompt: Annotated[str | None, typer.Option("--system-prompt", help="Put this before rows that have none.")] = None,
+    replace_prompt: Annotated[bool, typer.Option("--replace-system-prompt", help="Put it in the place of other prompts too.")] = False,
+    dedupe: Annotated[str, typer.Option("--dedupe", help="none, exact or near.")] = "none",
+    near: Annotated[float, typer.Option("--near", help="Jaccard similarity of near duplicates.")] = 0.8,
+    exclude: Annotated[
+        list[Path] | None, typer.Option("--exclude", help="Leave out rows of this file, e.g. a benchmark (repeatable).")
+    ] = None,
+    redact: Annotated[
+        list[str] | None, typer.Option("--redact", help="all, or kinds: email, phone, card, iban, ssn, ip, secret, names (repeatable).")
+    ] = None,
+    redaction_map: Annotated[Path | None, typer.Option("--redaction-map", help="Write the map that undoes it here, outside --out.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="Shares of train, validation, test in percent, e.g. 80/10/10.")] = None,
+    by: Annotated[str, typer.Option("--by", help="random, label, group, time or hard (a harder test set).")] = "random",
+    column: Annotated[str | None, typer.Option("--column", help="Column to split by.")] = None,
+    class_column: Annotated[str | None, typer.Option("--class-column", help="Column that holds the class.")] = None,
+    cap: Annotated[int | None, typer.Option("--cap", min=1, help="Most rows of one class.")] = None,
+    balance: Annotated[
+        str, typer.Option("--balance", help="none, down (cut to the smallest class) or up (repeat training rows).")
+    ] = "none",
+    mix: Annotated[Path | None, typer.Option("--mix", help="File of general rows to mix into training.")] = None,
+    mix_share: Annotated[float, typer.Option("--mix-share", help="Their share afterwards.")] = 0.25,
+    review: Annotated[int, typer.Option("--review", min=0, help="Rows to draw for human review, evenly over the classes.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Mend, clean, split and convert data, and write down what was done (card.json, card.md)."""
+    from pydantic import ValidationError
+
+    from tuneport.core.data.prepare import PrepareOptions
+    from tuneport.core.data.prepare import prepare as prepare_data
+
+    shares = _shares(split)
+    given: dict[str, Any] = {
+        "method": method, "format": data_format, "to": to, "file_type": file_type, "shapes": tuple(shapes or ()),
+        "system_prompt": system_prompt, "replace_system_prompt": replace_prompt,
+        "dedupe": dedupe, "near": near, "exclude": tuple(map(str, exclude or ())),
+        "redact": tuple(redact or ()), "redaction_map": str(redaction_map) if redaction_map else None,
+        "validation": shares[0], "test": shares[1], "by": by, "column": column,
+        "class_column": class_column, "cap": cap, "balance": balance, "mix": str(mix) if mix else None,
+        "mix_share": mix_share, "review": review, "seed": seed,
+    }  # fmt: skip
+    try:
+        options = PrepareOptions(**given, **({"mends": ()} if no_mend else {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the options"
+        raise UsageError(f"{where}: {first['msg']}", fix="see tuneport prepare --help") from None
+    with terminal.progress_bar() as on_progress:
+        card = prepare_data(str(data), out, options, converters=_record_shapes(), on_progress=on_progress)
+    if as_json:
+        terminal.print_json(card.model_dump(mode="json"))
+        return
+    from rich.markdown import Markdown
+
+    terminal.console().print(Markdown(card.markdown()))
+    terminal.console().print(f"[bold]written to {escape(str(out))}[/]", highlight=False)
+
+
+def _shares(split: str | None) -> tuple[float, float]:
+    """(validation, test) of "80/10/10"; (0, 0) without a split."""
+    if split is None:
+        return 0.0, 0.0
+    try:
+        train, validation, test = (float(share) for share in split.split("/"))
+    except ValueError:
+        raise UsageError(f"--split {split!r} is not three shares", fix="write train/validation/test in percent, e.g. 80/10/10") from None
+    if abs(train + validation + test - 100) > 1e-6 or min(train, validation, test) < 0:
+        raise UsageError(f"--split {split!r} does not add up to 100", fix="write train/validation/test in percent, e.g. 80/10/10")
+    return validation / 100, test / 100
+
+
+def _record_shapes() -> dict[str, Any]:
+    """Every provider's record shapes by name. Records are plain functions: no SDK is imported."""
+    from tuneport.providers.bedrock.records import RECORDS as BEDROCK
+    from tuneport.providers.fireworks.records import RECORDS as FIREWORKS
+    from tuneport.providers.openai.records import RECORDS as OPENAI
+    from tuneport.providers.together.records import RECORDS as TOGETHER
+
+    return {**OPENAI, **BEDROCK, **TOGETHER, **FIREWORKS}
+
+
+def providers(as_json: JsonOption = False) -> None:
+    """List the providers, and what each needs: the SDK to install, the variables that hold its key."""
+    from importlib.util import find_spec
+
+    from tuneport.providers import registry
+
+    rows: list[dict[str, Any]] = [
+        {
+            "name": e.name, "title": e.title, "installed": find_spec(e.sdk) is not None, "extra": e.extra,
+            "environment": {name: any(v in os.environ for v in name.split(" or ")) for name in e.environment}, "note": e.note,
+        }
+        for e in registry.entries().values()
+    ]
+    if as_json:
+        terminal.print_json(rows)
+        return
+    listing = terminal.table("provider", "", "to submit, install", "credentials", "note")
+    for row in rows:
+        needs = "[green]✓[/] installed" if row["installed"] else escape(f"pip install 'tuneport[{row['extra']}]'")
+        keys = ", ".join(f"[green]✓[/] {n}" if there else f"[dim]{n}[/]" for n, there in row["environment"].items())
+        listing.add_row(row["name"], row["title"], needs, keys or "none needed", row["note"])
+    terminal.console().print(listing)
+
+
+def doctor(
+    provider: Annotated[str, typer.Argument(help="Provider to look into; only bedrock has roles and buckets to check.")] = "bedrock",
+    spec: Annotated[Path | None, typer.Option("--spec", help="Take role, bucket and region from this spec.")] = None,
+) -> None:
+    """Say exactly which permission, role or setting is missing, by dry checks that change nothing."""
+    from tuneport.core.options import BedrockOptions
+    from tuneport.core.spec_file import load_spec
+    from tuneport.providers.bedrock.doctor import diagnose
+
+    if provider != "bedrock":
+        raise UsageError(f"there is nothing to check for {provider!r} beside its key", fix="see `tuneport providers`; doctor knows bedrock")
+    loaded = load_spec(spec) if spec else None
+    findings = diagnose(loaded.options.bedrock if loaded else BedrockOptions(), os.environ)
+    for finding in findings:
+        colour = {"ok": "green", "missing": "red", "unknown": "yellow"}[finding.state]
+        said = escape(str(finding).removeprefix(finding.state).lstrip())
+        terminal.console().print(f"[{colour}]{finding.state:8}[/]{said}", highlight=False)
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,252 @@
+"""Commands on jobs: submit, jobs, status, watch, events, logs, cancel, pause, resume, reconcile, checkpoints, export, delete."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneport.core import terminal
+from tuneport.core.errors import RefusedError, UsageError
+from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
+from tuneport.providers.commands import plans_for
+
+if TYPE_CHECKING:
+    from tuneport.core.engine import Engine, Job
+
+_WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
+
+
+
+def submit(
+    spec: SpecArgument,
+    provider: Annotated[str, typer.Option("--provider", "-p", help="Where to train.")],
+    yes: YesOption = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the job is made; follow it later with watch.")] = False,
+) -> None:
+    """Make the job: written to the ledger first, made exactly once. Asks before it spends."""
+    from tuneport.core.spec_file import load_spec
+
+    loaded = load_spec(spec)
+    plans, missing = plans_for(loaded, [provider])
+    if missing:
+        raise missing[provider]
+    one = plans[provider]
+    if one.refusals:
+        raise RefusedError(provider, one.refusals)
+    console = terminal.console()
+    price = terminal.money(one.cost)
+    console.print(f"{provider} will train [bold]{escape(one.vendor_model)}[/] by {loaded.method}: {price}, {terminal.duration(one.time)}")
+    for warning in one.warnings:
+        console.print(f"[yellow]![/] {escape(warning.message)}")
+    consent(f"Submit for {price}?", yes, "submitting")
+    job = _engine().submit(loaded, one)
+    console.print(f"job [bold]{job.id}[/] is {job.state} at {provider}" + (f" as {escape(job.ref)}" if job.ref else ""))
+    if detach:
+        console.print(f"follow it with: tuneport watch {job.id}")
+    else:
+        _watch(job)
+
+
+def jobs(
+    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
+    costs: Annotated[bool, typer.Option("--costs", help="Estimates beside bills, and how far they were off.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the jobs in the ledger. Asks no vendor."""
+    if costs:
+        _show_costs(limit, as_json)
+        return
+    found = _engine(create=False).jobs(limit=limit)
+    if as_json:
+        terminal.print_json([_job_facts(job) for job in found])
+        return
+    listing = terminal.table("job", "provider", "model", "method", "state", "estimate", "billed", "submitted (UTC)", "tuned model")
+    for job in found:
+        r = job.record
+        estimate = "unknown" if r.estimate_usd is None else terminal.usd_range(r.estimate_usd.low, r.estimate_usd.high)
+        billed = "–" if r.billed_usd is None else terminal.usd(r.billed_usd)
+        submitted = f"{r.created_at:%Y-%m-%d %H:%M}"
+        listing.add_row(r.id, r.provider, r.model, r.method, _state(job), estimate, billed, submitted, r.tuned_model or "–")
+    terminal.console().print(listing)
+
+
+def _show_costs(limit: int, as_json: bool) -> None:
+    from tuneport.core.calibration import totals
+
+    found = _engine(create=False).costs(limit=limit)
+    if as_json:
+        terminal.print_json([terminal.plain(c) | {"error": c.error, "inside": c.inside} for c in found])
+        return
+    listing = terminal.table("job", "provider", "model", "state", "estimate", "billed", "off by", "inside the range", "basis of the bill")
+    for c in found:
+        money = ["unknown" if r is None else terminal.usd_range(r.low, r.high) for r in (c.estimate, c.billed)]
+        off = "–" if c.error is None else f"{c.error:+.0%}"
+        inside = "–" if c.inside is None else "[green]yes[/]" if c.inside else "[yellow]no[/]"
+        listing.add_row(c.job_id, c.provider, c.model, str(c.state), *money, off, inside, escape(c.basis))
+    terminal.console().print(listing)
+    for t in totals(found):
+        if t.compared:
+            estimated, billed = (terminal.usd_range(r.low, r.high) for r in (t.estimate, t.billed))
+            sums = f"estimated {estimated}, billed {billed}"
+            terminal.console().print(f"{t.provider}: {t.compared} of {t.jobs} jobs compared, {t.inside} inside; {sums}", highlight=False)
+
+
+def status(job: JobArgument, as_json: JsonOption = False) -> None:
+    """Ask the provider about a job once. When it cannot be read, the last good state is shown with its age."""
+    handle = find_job(job).refresh()
+    if as_json:
+        terminal.print_json(_job_facts(handle))
+    else:
+        _show_job(handle)
+
+
+def watch(job: JobArgument) -> None:
+    """Follow a job until it ends. Exit code 9 when it ends without a model."""
+    _watch(find_job(job))
+
+
+def events(job: JobArgument, as_json: JsonOption = False) -> None:
+    """The job's events so far, oldest first."""
+    found = list(find_job(job).events())
+    if as_json:
+        terminal.print_json([{"at": e.at.isoformat(), "level": e.level, "message": e.message, "metrics": e.metrics} for e in found])
+        return
+    for event in found:
+        metrics = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k != "step" or "step" not in event.message)
+        terminal.console().print(f"[dim]{event.at:%H:%M:%S}[/] {escape(event.message)} [cyan]{metrics}[/]", highlight=False)
+
+
+def logs(job: JobArgument) -> None:
+    """Every change of state and every event of a job, as plain lines."""
+    for line in find_job(job).logs():
+        print(line)
+
+
+def cancel(job: JobArgument) -> None:
+    """Ask the provider to stop a job."""
+    _show_job(find_job(job).cancel())
+
+
+def pause(job: JobArgument) -> None:
+    """Halt a job so that `resume` can go on from there, where the provider offers it."""
+    _show_job(find_job(job).pause())
+
+
+def resume(job: JobArgument) -> None:
+    """Go on with a job that was interrupted or paused, from where it stood."""
+    handle = find_job(job)
+    _watch(_engine().resume(handle.id))
+
+
+def reconcile(yes: Annotated[bool, typer.Option("--yes", "-y", help="Also make jobs that were never made (this spends).")] = False) -> None:
+    """Settle submissions that a crash interrupted: adopt what the vendor has made, never make it twice."""
+    outcomes = _engine().reconcile(resume=yes)
+    if not outcomes:
+        terminal.console().print("nothing to settle")
+    for one in outcomes:
+        terminal.console().print(f"{one.job_id}: {one.outcome}" + (f" ({escape(one.note)})" if one.note else ""))
+
+
+def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
+    """The checkpoints that a job has saved, with their metrics."""
+    found = find_job(job).checkpoints()
+    if as_json:
+        terminal.print_json([terminal.plain(c) for c in found])
+        return
+    listing = terminal.table("step", "model", "metrics")
+    for c in found:
+        listing.add_row(str(c.step), c.model, "  ".join(f"{k} {v:.4g}" for k, v in c.metrics.items()))
+    terminal.console().print(listing)
+
+
+def export(job: JobArgument, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path(".")) -> None:
+    """Download the tuned weights or adapter, where the provider gives them away; goes on where it broke off."""
+    for path in find_job(job).download(out):
+        print(path)
+
+
+def delete(job: JobArgument, yes: YesOption = False) -> None:
+    """Remove the tuned model and the uploaded files at the provider, after asking. The ledger keeps the job."""
+    handle = find_job(job)
+    consent(f"Delete the tuned model and files of {handle.id} at {handle.provider}? This cannot be undone", yes, "deleting")
+    for name in handle.delete():
+        print(name)
+
+
+def _engine(*, create: bool = True) -> Engine:
+    from tuneport import engine
+
+    return engine(create=create)
+
+
+def find_job(name: str) -> Job:
+    """The job of that id, or the newest for ``last``. Raises UsageError or LedgerError when there is none."""
+    engine = _engine(create=False)
+    if name != "last":
+        return engine.job(name)
+    newest = engine.jobs(limit=1)
+    if not newest:
+        raise UsageError("the ledger holds no job yet", fix="make one with: tuneport submit SPEC --provider NAME")
+    return newest[0]
+
+
+def _watch(job: Job) -> None:
+    """A live progress bar on a terminal, a line per change elsewhere."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    console = terminal.console()
+    percent, metric = TextColumn("{task.percentage:>3.0f} %"), TextColumn("[cyan]{task.fields[metrics]}")
+    state = TextColumn("{task.fields[state]}")
+    columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn(), metric)
+    last = ""
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(job.id, total=1.0, state=str(job.state), metrics="")
+
+        def show(update: Any) -> None:
+            nonlocal last
+            record = update.job
+            for event in update.events:
+                shown = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k in _WATCHED)
+                if shown:
+                    bar.update(task, metrics=shown)
+            bar.update(task, completed=record.progress or 0.0, state=f"{record.state} {record.freshness(datetime.now(UTC))}".strip())
+            if record.state != last:
+                last = record.state
+                message = f": {escape(record.message)}" if record.message else ""
+                console.print(f"[dim]{record.updated_at:%H:%M:%S}[/] {job.id} {record.state}{message}", highlight=False)
+
+        job.wait(show, max_s=2.0 if job.provider == "local" else 30.0)
+    console.print(f"[green]✓[/] {job.id} {job.state}: call it as [bold]{escape(job.tuned_model or '')}[/]", highlight=False)
+
+
+def _show_job(job: Job) -> None:
+    record = job.record
+    listing = terminal.table("", "", header=False)
+    for name, value in _job_facts(job).items():
+        if value is not None and name != "events":
+            listing.add_row(name.replace("_", " "), str(value))
+    terminal.console().print(listing)
+    if record.read_error and not record.state.terminal:
+        terminal.console().print(f"[yellow]![/] {escape(job.freshness)}")
+
+
+def _job_facts(job: Job) -> dict[str, Any]:
+    r = job.record
+    return {
+        "id": r.id, "provider": r.provider, "model": r.model, "method": r.method, "state": str(r.state), "raw_state": r.raw_state or None,
+        "ref": r.ref, "message": r.message or None, "progress": r.progress, "tuned_model": r.tuned_model,
+        "estimate_low_usd": r.estimate_low_usd, "estimate_high_usd": r.estimate_high_usd, "billed_usd": r.billed_usd,
+        "billed_tokens": r.billed_tokens, "created_at": r.created_at.isoformat(), "updated_at": r.updated_at.isoformat(),
+        "last_seen_at": r.last_seen_at.isoformat() if r.last_seen_at else None, "freshness": job.freshness or None,
+    }
+
+
+def _state(job: Job) -> Any:
+    from rich.text import Text
+
+    colours = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+    raw = f" ({job.raw_state})" if job.state == "unknown" else ""
+    return Text(f"{job.state}{raw}", colours.get(str(job.state), ""))
