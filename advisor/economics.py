@@ -7,6 +7,7 @@ text-to-SQL with Amazon Nova Micro (2026-03-23) to the cent.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TypeAlias
@@ -42,7 +43,10 @@ class Request:
 
 
 def request_cost(request: Request, prices: TokenPrices) -> FloatArray:
-    """USD of one request: ``fresh*p_in + static*((1-h)*p_in + h*p_cached) + out*p_out``."""
+    """USD of one request: ``fresh*p_in + static*((1-h)*p_in + h*p_cached) + out*p_out``.
+
+    A request in a batch tier is ``Request(..., cache_hit=0)`` at the prices of that tier.
+    """
     hit = np.asarray(request.cache_hit, dtype=np.float64)
     static = request.static * ((1 - hit) * prices.input + hit * prices.cached)
     return np.asarray((request.fresh * prices.input + static + request.output * prices.output) / 1e6)
@@ -70,16 +74,16 @@ def hosting_per_month(
     requests: Amount = 0.0,
     requests_per_hour: Amount = np.inf,
     *,
-    always_on: bool = True,
+    open_hours: Amount = HOURS_PER_MONTH,
+    paid_hours: Amount = HOURS_PER_MONTH,
 ) -> FloatArray:
-    """USD per month of machines that answer ``requests`` a month.
+    """USD per month of machines that answer ``requests`` a month: ``ceil(requests / (throughput * open hours))``, at least one.
 
-    Always on: ``ceil(volume / throughput)`` machines, at least one, for every hour. Otherwise only the hours worked.
+    ``open_hours`` are the hours of a month in which requests arrive; ``paid_hours`` those that each machine is paid for: all
+    730 where it is always on, the open hours where the host stops it when idle (scale to zero).
     """
-    hours = np.asarray(requests, dtype=np.float64) / requests_per_hour
-    if always_on:
-        hours = np.maximum(1.0, np.ceil(hours / HOURS_PER_MONTH)) * HOURS_PER_MONTH
-    return np.asarray(hours * usd_per_hour)
+    machines = np.maximum(1.0, np.ceil(np.asarray(requests, dtype=np.float64) / (requests_per_hour * np.asarray(open_hours))))
+    return np.asarray(machines * paid_hours * usd_per_hour)
 
 
 def requests_to_cover(usd: Amount, usd_per_request: Amount) -> FloatArray:
@@ -97,9 +101,49 @@ def break_even_volume(*, one_time: Amount, fixed: Amount, retraining: Amount, ho
     return np.maximum(0.0, requests_to_cover(needed, saving))
 
 
+def volume_path(growth_per_year: Amount, seasonality: Sequence[float], months: float) -> FloatArray:
+    """Requests of each month as a multiple of the stated volume, as an array [months, draws].
+
+    ``(1 + g)^(t/12) * s_t``: month 0 is now, and the seasonal weights (one for each calendar month from now on) average 1.
+    A volume that neither grows nor has seasons is one row, which stands for every month.
+    """
+    growth = np.atleast_1d(np.asarray(growth_per_year, dtype=np.float64))
+    if not seasonality and not growth.any():
+        return np.ones((1, 1))
+    growth = growth[:1] if np.ptp(growth) == 0 else growth
+    count = int(np.ceil(months))
+    path = (1 + growth)[None, :] ** (np.arange(count)[:, None] / 12)
+    if seasonality:
+        weights = np.asarray(seasonality, dtype=np.float64)
+        path = path * (weights / weights.mean())[np.arange(count) % len(weights), None]
+    return np.asarray(path)
+
+
+def mean_growth(growth_per_year: Amount, months: float) -> FloatArray:
+    """The mean of ``(1 + g)^(t/12)`` over the first ``months``: what a price that drifts by g a year averages to."""
+    rate = np.log1p(np.asarray(growth_per_year, dtype=np.float64)) * months / 12
+    return np.asarray(np.where(np.abs(rate) > 1e-9, np.expm1(rate) / np.where(np.abs(rate) > 1e-9, rate, 1), 1.0))
+
+
 def payback_months(*, one_time: Amount, saving_per_month: Amount) -> FloatArray:
     """Months until the one-time cost is earned back: ``K / (V*d - F - K_r/R)``; infinite ("never") when nothing is saved."""
     return requests_to_cover(one_time, saving_per_month)
+
+
+def payback_of_flows(*, one_time: FloatArray, flows: FloatArray) -> FloatArray:
+    """The same for savings that differ by month, as an array [months, draws]: the first time that their sum reaches ``one_time``.
+
+    What is still open at the end is earned at the mean rate of the last twelve months; infinite when that is not above 0.
+    """
+    total = np.cumsum(flows, axis=0)
+    reached = total >= one_time
+    first = np.argmax(reached, axis=0)
+    draws = np.arange(total.shape[1])
+    before = np.where(first > 0, total[first - 1, draws], 0.0)
+    gained = flows[first, draws]
+    inside = first + np.where(gained > 0, (one_time - before) / np.where(gained > 0, gained, 1), 0.0)
+    beyond = len(flows) + payback_months(one_time=one_time - total[-1], saving_per_month=flows[-12:].mean(axis=0))
+    return np.asarray(np.where(reached.any(axis=0), np.maximum(inside, 0.0), beyond))
 
 
 def monthly_rate(annual: float) -> float:

@@ -49,6 +49,9 @@ Amount = Annotated[Range, BeforeValidator(_as_range), _within(0, float("inf"), "
 """A quantity that is known as a range, 0 or more."""
 PositiveAmount = Annotated[Range, BeforeValidator(_as_range), _within(1e-9, float("inf"), "a number, or a pair, above 0")]
 Share = Annotated[Range, BeforeValidator(_as_range), _within(0, 1, "a share from 0 to 1, e.g. 0.4 or [0.2, 0.6]")]
+Change = Annotated[Range, BeforeValidator(_as_range), _within(-0.95, 20, "a change per year from -0.95 to 20, e.g. 0.3 or [-0.1, 0.5]")]
+"""A yearly change as a share: 0.3 is 30 % more each year."""
+Hours = Annotated[Range, BeforeValidator(_as_range), _within(1, 730, "hours of a month, from 1 to 730")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
@@ -89,6 +92,10 @@ class Costs(Section):
     evaluation_usd: Amount
     migration_usd: Annotated[
         Amount | None, Field(description="Moving to another base model when this one ends; engineering plus evaluation when left out.")
+    ] = None
+    incumbent_move_usd: Annotated[
+        Amount | None,
+        Field(description="Moving today's prompt to another model when today's ends within the horizon. Not counted when left out."),
     ] = None
     monitoring_usd_per_month: Amount = Range(low=0, high=0)
 
@@ -146,7 +153,18 @@ class Intake(Section):
     decision_makers: tuple[str, ...] = ()
     quality: Quality
     incumbent: Incumbent
-    volume_per_month: Annotated[PositiveAmount, Field(description="Requests per month.")]
+    volume_per_month: Annotated[PositiveAmount, Field(description="Requests per month, now.")]
+    volume_growth_per_year: Annotated[Change, Field(description="Growth of the volume per year; it may shrink.")] = Range(low=0, high=0)
+    seasonality: Annotated[
+        tuple[Annotated[float, Field(ge=0, le=1000)], ...],
+        Field(description="Twelve relative weights of the months, the first for the month after the report; none when left out."),
+    ] = ()
+    open_hours_per_month: Annotated[
+        Hours, Field(description="Hours of a month in which requests arrive; a host that stops idle machines bills only these.")
+    ] = Range(low=730, high=730)
+    batch_share: Annotated[Share, Field(description="Share of requests that can wait for a batch tier, usually up to 24 hours.")] = Range(
+        low=0, high=0
+    )
     tokens: Tokens
     cache_hit_share: Annotated[Share, Field(description="Share of the static prompt that is read from the provider's cache today.")]
     cache_hit_share_tuned: Annotated[Share, Field(description="The same after tuning; short prompts are rarely cached.")] = Range(
@@ -154,6 +172,9 @@ class Intake(Section):
     )
     horizon_months: Annotated[int, Field(ge=1, le=120)]
     discount_rate: Annotated[float, Field(ge=0, le=1, description="Per year.")]
+    machine_price_drift_per_year: Annotated[
+        Change, Field(description="Change of hourly machine prices. Rents rose in 2026, so both signs are possible (economics notes 1.7).")
+    ] = Range(low=-0.2, high=0.2)
     costs: Costs
     runs: Runs = Runs()
     retraining: Retraining = Retraining()
@@ -163,6 +184,8 @@ class Intake(Section):
 
     @model_validator(mode="after")
     def _agrees(self) -> Intake:
+        if self.seasonality and (len(self.seasonality) != 12 or not any(self.seasonality)):
+            raise ValueError("seasonality needs twelve weights, one for each month, that are not all 0")
         if self.gap == "behaviour" and self.facts.fresh_or_private:
             raise ValueError("gap is behaviour, but facts.fresh_or_private is true: set gap to knowledge or both")
         if self.gap == "knowledge" and not self.facts.fresh_or_private:

@@ -9,10 +9,12 @@ from datetime import date
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneport.advisor.economics import HOURS_PER_MONTH
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
-from tuneport.advisor.simulation import FREE, Terms
+from tuneport.advisor.simulation import FREE, Paid, Terms
 from tuneport.core.catalogue import Catalogue, Offering
+from tuneport.core.estimate import load_providers
 from tuneport.core.money import Range
 from tuneport.core.prices import Price, PriceBook
 from tuneport.core.sources import staleness
@@ -147,8 +149,26 @@ class Desk:
         if read and written:
             if cached is None:
                 side.remarks.append(f"no price for cached input of {whose}: cache hits are counted at the full input price")
-            side.terms = Terms(input=read.amount, cached=(cached or read).amount, output=written.amount)
+            batch = self._batch(side, provider, model, offering, whose, tuned)
+            side.terms = Terms(
+                input=read.amount, cached=(cached or read).amount, output=written.amount, batch_input=batch[0], batch_output=batch[1]
+            )
         return side
+
+    def _batch(
+        self, side: Side, provider: str, model: str, offering: Offering | None, whose: str, tuned: bool
+    ) -> tuple[Range | None, Range | None]:
+        """Prices of the batch tier, looked up only when some requests can wait."""
+        if self.intake.batch_share.high <= 0:
+            return None, None
+        read, written = (
+            self.price(side, item, provider, kind, offering, model, tuned=tuned)
+            for kind, item in (("batch_in", "batch input tokens"), ("batch_out", "batch output tokens"))
+        )
+        if read is None or written is None:
+            side.remarks.append(f"no batch price for {whose}: requests that could wait are counted at the full price")
+            return None, None
+        return read.amount, written.amount
 
     def hosted(self, provider: str, model: str, mode: str) -> Side:
         """A side that is billed by the hour, tokens included."""
@@ -167,7 +187,8 @@ class Desk:
         rate = self.intake.self_hosting.requests_per_hour
         if rate is None:
             side.remarks.append("requests per hour of one machine are not known: one machine is taken to do, so hosting is a floor")
-        side.terms = Terms(input=FREE, cached=FREE, output=FREE, hour=found.amount * units, requests_per_hour=rate)
+        paid = self._paid(side, provider) if mode == "dedicated" else "always"
+        side.terms = Terms(input=FREE, cached=FREE, output=FREE, hour=found.amount * units, requests_per_hour=rate, paid=paid)
         return side
 
     def own(self, arm: Arm | None) -> Side:
@@ -187,10 +208,20 @@ class Desk:
             return side
         if rate is None:
             side.remarks.append("requests per hour of the own machine are not known: one machine is taken to do, so hosting is a floor")
-        side.terms = Terms(
-            input=FREE, cached=FREE, output=FREE, hour=hosting.usd_per_hour, requests_per_hour=rate, always_on=hosting.always_on
-        )
+        paid: Paid = "always" if hosting.always_on else "worked"
+        side.terms = Terms(input=FREE, cached=FREE, output=FREE, hour=hosting.usd_per_hour, requests_per_hour=rate, paid=paid)
         return side
+
+    def _paid(self, side: Side, provider: str) -> Paid:
+        """Is a dedicated machine billed while nobody calls it?"""
+        if self.intake.open_hours_per_month.low >= HOURS_PER_MONTH:
+            return "always"
+        entry = load_providers().providers.get(provider)
+        if entry is None or entry.idle is None:
+            side.remarks.append(f"whether {provider} stops idle machines is not known: every hour of the month is counted")
+            return "always"
+        side.remarks.append(f"idle machines at {provider}: {entry.idle.note}")
+        return "open hours" if entry.idle.stops else "always"
 
     def _units(self, side: Side, offering: Offering | None) -> int:
         if offering is None or offering.parameters_b is None:

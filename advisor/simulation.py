@@ -14,10 +14,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from tuneport.advisor.economics import (
+    HOURS_PER_MONTH,
     FloatArray,
     Request,
     TokenPrices,
@@ -25,9 +27,12 @@ from tuneport.advisor.economics import (
     cost_per_accepted,
     discount_factors,
     hosting_per_month,
+    mean_growth,
     monthly_rate,
     payback_months,
+    payback_of_flows,
     request_cost,
+    volume_path,
 )
 from tuneport.advisor.intake import Intake
 from tuneport.core.money import Range
@@ -38,6 +43,10 @@ Z90 = 1.2815515655446004
 
 LABELS: Mapping[str, str] = {
     "volume": "Requests per month",
+    "growth": "Growth of the volume per year",
+    "batch_share": "Share of requests that can wait for a batch tier",
+    "open_hours": "Hours of a month in which requests arrive",
+    "drift": "Change of hourly machine prices per year",
     "cache_hit": "Cache-hit share today",
     "cache_hit_tuned": "Cache-hit share after tuning",
     "fresh": "Fresh input tokens",
@@ -53,6 +62,7 @@ LABELS: Mapping[str, str] = {
     "retrain_people": "People's cost per retraining",
     "retrainings": "Number of retrainings",
     "migration": "Cost of moving at the model's end",
+    "incumbent_move": "Cost of moving when today's model ends",
     "monitoring": "Monitoring per month",
     "accepted": "Share of answers accepted today",
     "accepted_tuned": "Share of answers accepted after tuning",
@@ -61,11 +71,15 @@ LABELS: Mapping[str, str] = {
     "p_in": "Input price today",
     "p_cached": "Cached input price today",
     "p_out": "Output price today",
+    "p_batch_in": "Batch input price today",
+    "p_batch_out": "Batch output price today",
     "p_hour": "Hosting price per hour today",
     "p_rate": "Requests per hour and machine today",
     "q_in": "Input price after tuning",
     "q_cached": "Cached input price after tuning",
     "q_out": "Output price after tuning",
+    "q_batch_in": "Batch input price after tuning",
+    "q_batch_out": "Batch output price after tuning",
     "q_hour": "Hosting price per hour after tuning",
     "q_rate": "Requests per hour and machine after tuning",
     "storage": "Storage per month",
@@ -76,6 +90,10 @@ FREE = Range(low=0, high=0)
 Drivers = dict[str, FloatArray]
 
 
+Paid = Literal["worked", "open hours", "always"]
+"""What a machine is paid for: the time it works, the hours in which requests arrive, or every hour of the month."""
+
+
 @dataclass(frozen=True, slots=True)
 class Terms:
     """What one side (today's model, or an offer) charges. A part that is not charged is 0; prices per million tokens."""
@@ -83,9 +101,20 @@ class Terms:
     input: Range
     cached: Range
     output: Range
+    batch_input: Range | None = None  # None: no batch tier is known, and what could wait is charged like the rest
+    batch_output: Range | None = None
     hour: Range = FREE
     requests_per_hour: Range | None = None  # of one machine; None: unknown, one machine is taken to do
-    always_on: bool = True
+    paid: Paid = "always"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all offers of one decision share and nobody draws."""
+
+    annual_rate: float = 0.0
+    seasonality: tuple[float, ...] = ()
+    incumbent_ends: float | None = None  # months from now, when that is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +199,17 @@ def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS) -> Drivers:
     drivers = {name: draw(rng, value, draws) for name, value in amounts.items()}
     drivers["static_tuned"] = np.minimum(draw(rng, tokens.static_tuned, draws), drivers["static"])
     drivers["output_tuned"] = draw(rng, tokens.output_tuned, draws) if tokens.output_tuned else drivers["output"]
+    for name, change in (("growth", intake.volume_growth_per_year), ("drift", intake.machine_price_drift_per_year)):
+        drivers[name] = draw(rng, Range(low=1 + change.low, high=1 + change.high), draws) - 1
+    drivers["open_hours"] = np.minimum(draw(rng, intake.open_hours_per_month, draws), HOURS_PER_MONTH)
+    drivers["batch_share"] = draw_price(rng, intake.batch_share, draws)
     drivers["cache_hit"] = draw_price(rng, intake.cache_hit_share, draws)
     drivers["cache_hit_tuned"] = draw_price(rng, intake.cache_hit_share_tuned, draws)
     failed = rng.negative_binomial(intake.runs.planned, 1 - intake.runs.failure_share, draws)
     drivers["runs"] = intake.runs.planned + failed.astype(np.float64)
     moving = costs.migration_usd
     drivers["migration"] = draw(rng, moving, draws) if moving else drivers["engineering"] + drivers["evaluation"]
+    drivers["incumbent_move"] = draw(rng, costs.incumbent_move_usd or FREE, draws)
     return drivers
 
 
@@ -199,6 +233,8 @@ def offer_drivers(
         drivers[f"{mark}_in"] = draw_price(rng, side.input, n, offer.spread)
         drivers[f"{mark}_cached"] = draw_price(rng, side.cached, n, offer.spread)
         drivers[f"{mark}_out"] = draw_price(rng, side.output, n, offer.spread)
+        for tier, price, plain in (("in", side.batch_input, "in"), ("out", side.batch_output, "out")):
+            drivers[f"{mark}_batch_{tier}"] = draw_price(rng, price, n, offer.spread) if price else drivers[f"{mark}_{plain}"]
         drivers[f"{mark}_hour"] = draw_price(rng, side.hour, n, offer.spread)
         rate = side.requests_per_hour
         drivers[f"{mark}_rate"] = draw(rng, rate, n) if rate else np.full(n, np.inf)
@@ -218,113 +254,103 @@ def offer_drivers(
     return drivers
 
 
-def evaluate(drivers: Drivers, offer: OfferTerms, annual_rate: float) -> Outcome:
-    """The economics of an offer against today's model, for every draw."""
-    d = drivers
-    today, hosting_today = _side(d, "p", "", offer.today)
-    tuned, hosting_tuned = _side(d, "q", "_tuned", offer.tuned)
+def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
+    """The economics of an offer against today's model, for every draw.
+
+    ``fixed`` and ``saving_per_month`` are means over the months that count. The payback leaves out the two moves, which are
+    dated: away from the offer's base model, and (spared, when it ends first) away from today's model.
+    """
+    d, months = drivers, max(offer.months, 1e-9)
+    weights = discount_factors(months, setting.annual_rate)[:, None]
+    path = volume_path(d["growth"], setting.seasonality, months)
+    today, hosting_today = _side(d, "p", "", offer.today, path, months)
+    tuned, hosting_tuned = _side(d, "q", "_tuned", offer.tuned, path, months)
     saving = today - tuned
     fixed = hosting_tuned - hosting_today + d["storage"] + d["monitoring"]
     one_time = d["data"] + d["labelling"] + d["engineering"] + d["evaluation"] + d["train_run"] * d["runs"]
-    retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / max(offer.months, 1e-9)
-    monthly = d["volume"] * saving - fixed - retraining
-    end = (1 + monthly_rate(annual_rate)) ** -offer.months
-    migration = d["migration"] * end if offer.ends_inside else 0.0
-    npv = monthly * discount_factors(offer.months, annual_rate).sum() - one_time - migration
+    retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / months
+    flows = d["volume"] * saving * path - fixed - retraining
+    steady = len(flows) == 1
+    share = np.clip(months - np.arange(len(weights)), 0, 1)[:, None] / months
+
+    def mean(monthly: FloatArray) -> FloatArray:
+        return np.asarray(monthly[0] if steady else (monthly * share).sum(axis=0))
+
+    npv = (flows[0] * weights.sum() if steady else (flows * weights).sum(axis=0)) - one_time + _moves(d, offer, setting)
+    average = mean(flows)
+    standing = fixed[0] if len(fixed) == 1 else (fixed * share).sum(axis=0)
     return Outcome(
         per_request_today=today,
         per_request_tuned=tuned,
         one_time=one_time,
-        fixed=fixed,
-        saving_per_month=monthly,
-        break_even=break_even_volume(one_time=one_time, fixed=fixed, retraining=retraining, horizon=max(offer.months, 1e-9), saving=saving),
-        payback=payback_months(one_time=one_time, saving_per_month=monthly),
+        fixed=standing,
+        saving_per_month=average,
+        break_even=break_even_volume(
+            one_time=one_time,
+            fixed=standing,
+            retraining=retraining,
+            horizon=months,
+            saving=saving * mean(np.broadcast_to(path, flows.shape)),
+        ),
+        payback=payback_months(one_time=one_time, saving_per_month=average)
+        if steady
+        else payback_of_flows(one_time=one_time, flows=np.broadcast_to(flows, (len(weights), len(one_time)))),
         npv=npv,
     )
 
 
-def _side(d: Drivers, mark: str, suffix: str, side: Terms) -> tuple[FloatArray, FloatArray]:
-    """(USD per request, hosting per month) of one side; answers that miss and metered machine time are per request."""
-    request = Request(d["fresh"], d[f"static{suffix}"], d[f"output{suffix}"], d[f"cache_hit{suffix}"])
-    each = request_cost(request, TokenPrices(d[f"{mark}_in"], d[f"{mark}_cached"], d[f"{mark}_out"]))
+def _moves(d: Drivers, offer: OfferTerms, setting: Setting) -> FloatArray:
+    """Discounted: the move at the base model's end counts against the offer, the move that it spares counts for it."""
+
+    def at(months: float) -> float:
+        return float((1 + monthly_rate(setting.annual_rate)) ** -months)
+
+    due = d["migration"] * at(offer.months) if offer.ends_inside else np.zeros_like(d["migration"])
+    ends = setting.incumbent_ends
+    return np.asarray(d["incumbent_move"] * at(ends) - due if ends is not None and ends < offer.months else -due)
+
+
+def _side(d: Drivers, mark: str, suffix: str, side: Terms, path: FloatArray, months: float) -> tuple[FloatArray, FloatArray]:
+    """(USD per request, hosting by month as [months or 1, draws]) of one side.
+
+    Answers that miss and machine time that is paid by the work are per request.
+    """
+    fresh, static, output, hit = d["fresh"], d[f"static{suffix}"], d[f"output{suffix}"], d[f"cache_hit{suffix}"]
+    each = request_cost(Request(fresh, static, output, hit), TokenPrices(d[f"{mark}_in"], d[f"{mark}_cached"], d[f"{mark}_out"]))
+    if side.batch_input is not None:
+        batch_in, batch_out = d[f"{mark}_batch_in"], d[f"{mark}_batch_out"]
+        waiting = request_cost(Request(fresh, static, output), TokenPrices(batch_in, batch_in, batch_out))
+        each = each + d["batch_share"] * (waiting - each)
     each = cost_per_accepted(each, d[f"accepted{suffix}"], d["rejected_usd"])
-    hour, rate = d[f"{mark}_hour"], d[f"{mark}_rate"]
     if side.hour.high <= 0:
-        return each, np.zeros_like(each)
-    if not side.always_on:
-        return each + hour / rate, np.zeros_like(each)
-    return each, hosting_per_month(hour, d["volume"], rate)
+        return each, np.zeros((1, len(each)))
+    hour, rate = d[f"{mark}_hour"] * mean_growth(d["drift"], months), d[f"{mark}_rate"]
+    if side.paid == "worked":
+        return each + hour / rate, np.zeros((1, len(each)))
+    volume = d["volume"] * path if np.isfinite(rate).all() else d["volume"][None, :]
+    paid = HOURS_PER_MONTH if side.paid == "always" else d["open_hours"]
+    return each, hosting_per_month(hour, volume, rate, open_hours=d["open_hours"], paid_hours=paid)
 
 
-def cumulative(drivers: Drivers, offer: OfferTerms, annual_rate: float, months: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Cash spent up to each month (undiscounted) today and with the offer, as arrays [months, draws].
+def cumulative(drivers: Drivers, offer: OfferTerms, setting: Setting, horizon: int) -> tuple[FloatArray, FloatArray]:
+    """Cash spent up to the end of each month (undiscounted) today and with the offer, as arrays [1 + horizon, draws].
 
     After the base model's end the offer costs what today's model costs, plus the migration.
     """
-    result = evaluate(drivers, offer, annual_rate)
-    per_request, hosting = _side(drivers, "p", "", offer.today)
-    today = drivers["volume"] * per_request + hosting
-    time = months[:, None]
-    spent = time * today
-    served = np.minimum(time, offer.months)
-    moved = (time >= offer.months) * drivers["migration"] if offer.ends_inside else 0.0
-    return spent, spent + result.one_time - served * result.saving_per_month + moved
-
-
-@dataclass(frozen=True, slots=True)
-class Swing:
-    """One bar of the tornado: the NPV when one driver stands at its 10th or 90th percentile, all others at their median."""
-
-    driver: str
-    low: float  # the driver's 10th percentile
-    high: float
-    npv_low: float
-    npv_high: float
-    rank_correlation: float  # Spearman, over all draws: a check on the one-at-a-time swing
-
-
-def tornado(drivers: Drivers, offer: OfferTerms, annual_rate: float, npv: FloatArray) -> list[Swing]:
-    """One-at-a-time swings of the NPV, widest first; drivers that do not vary are left out."""
-    middle = {name: np.array([_median(values)]) for name, values in drivers.items()}
-    ranks = _ranks(npv)
-    swings: list[Swing] = []
-    for name, values in drivers.items():
-        low, high = np.percentile(values, [10, 90]) if np.isfinite(values).all() else (np.inf, np.inf)
-        if low == high:
-            continue
-        ends = evaluate({**{k: np.repeat(v, 2) for k, v in middle.items()}, name: np.array([low, high])}, offer, annual_rate).npv
-        correlation = float(np.corrcoef(_ranks(values), ranks)[0, 1]) if np.ptp(npv) > 0 else 0.0
-        swings.append(Swing(name, float(low), float(high), float(ends[0]), float(ends[1]), correlation))
-    return sorted(swings, key=lambda s: -abs(s.npv_high - s.npv_low))
-
-
-def switching_value(drivers: Drivers, offer: OfferTerms, annual_rate: float, name: str) -> tuple[float, float | None]:
-    """(median, value of the driver at which the median NPV changes sign); None when no value within reach does.
-
-    Reach: 0 to 1 for shares, a thousandth to a thousand times the median for the rest.
-    """
-    middle = {key: _median(values) for key, values in drivers.items()}
-    share = name in ("cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned")
-    centre = middle[name]
-    grid = np.linspace(0, 1, 1001) if share else centre * np.geomspace(1e-3, 1e3, 6001)
-    trial = {key: np.full(len(grid), value) for key, value in middle.items()}
-    trial[name] = grid
-    npv = evaluate(trial, offer, annual_rate).npv
-    crossings = np.flatnonzero(np.diff(np.sign(npv)) != 0)
-    if not len(crossings):
-        return centre, None
-    nearest = crossings[np.argmin(np.abs(grid[crossings] - centre))]
-    left, right = npv[nearest], npv[nearest + 1]
-    step = 0.0 if left == right else left / (left - right)
-    return centre, float(grid[nearest] + step * (grid[nearest + 1] - grid[nearest]))
-
-
-def _median(values: FloatArray) -> float:
-    return float(np.median(values))
-
-
-def _ranks(values: FloatArray) -> FloatArray:
-    order = np.argsort(values, kind="stable")
-    ranks = np.empty(len(values))
-    ranks[order] = np.arange(len(values), dtype=np.float64)
-    return ranks
+    d = drivers
+    path = np.broadcast_to(volume_path(d["growth"], setting.seasonality, horizon), (horizon, len(d["volume"])))
+    month = np.arange(horizon)[:, None]
+    served = np.clip(offer.months - month, 0, 1)
+    spent = []
+    for mark, suffix, side in (("p", "", offer.today), ("q", "_tuned", offer.tuned)):
+        each, hosting = _side(d, mark, suffix, side, path, offer.months)
+        spent.append(d["volume"] * each * path + hosting)
+    retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / max(offer.months, 1e-9)
+    today, tuned = spent[0], served * (spent[1] + d["storage"] + d["monitoring"] + retraining) + (1 - served) * spent[0]
+    if offer.ends_inside:
+        tuned = tuned + ((month < offer.months) & (offer.months <= month + 1)) * d["migration"]
+    if (ends := setting.incumbent_ends) is not None and ends < offer.months:
+        today = today + ((month < ends) & (ends <= month + 1)) * d["incumbent_move"]
+    one_time = d["data"] + d["labelling"] + d["engineering"] + d["evaluation"] + d["train_run"] * d["runs"]
+    start = np.zeros((1, len(one_time)))
+    return np.concatenate([start, np.cumsum(today, axis=0)]), one_time + np.concatenate([start, np.cumsum(tuned, axis=0)])

@@ -40,6 +40,14 @@ class Speed(Entry):
         return self
 
 
+class Idle(Entry):
+    """What becomes of a dedicated machine that nobody calls."""
+
+    stops: Annotated[bool, Field(description="It can be stopped, and is then not billed.")]
+    source: str
+    note: str = ""
+
+
 class ProviderEntry(Entry):
     """Facts about a provider as a whole."""
 
@@ -48,6 +56,7 @@ class ProviderEntry(Entry):
     billing: Annotated[str, Field(description="What is billed, in words.")]
     source: str
     speed: Speed | None = None
+    idle: Annotated[Idle | None, Field(description="Dedicated machines without traffic; unknown when left out.")] = None
 
 
 class OtherEntry(Entry):
@@ -77,8 +86,8 @@ class ProviderFile(Entry):
 def load_providers() -> ProviderFile:
     """Facts about providers. Raises CatalogueError when the file breaks its schema."""
     facts = read_builtin("providers.yaml", ProviderFile)
-    speeds = [entry.speed.source for entry in facts.providers.values() if entry.speed]
-    for key in [*speeds, *(entry.source for entry in facts.providers.values()), *(entry.source for entry in facts.others.values())]:
+    parts = [part.source for entry in facts.providers.values() for part in (entry.speed, entry.idle) if part]
+    for key in [*parts, *(entry.source for entry in facts.providers.values()), *(entry.source for entry in facts.others.values())]:
         facts.source(key)
     return facts
 

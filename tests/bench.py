@@ -85,11 +85,18 @@ def planning(folder: Path) -> list[tuple[str, float, float, float | None]]:
     return rows
 
 
+def economics(timer: Callable[..., float]) -> list[tuple[str, float, float, float | None]]:
+    """Monte-Carlo of 40 offers."""
+    from tuneport.tests.bench_advice import economics as simulated
+
+    return simulated(timer)
+
+
 def main() -> int:
     """Print the table; 1 when a limit is passed."""
     os.environ.setdefault("COLUMNS", "160")
     with tempfile.TemporaryDirectory() as folder:
-        rows = [*start_up(), *planning(Path(folder))]
+        rows = [*start_up(), *planning(Path(folder)), *economics(best)]
     print(f"{'':56}{'seconds':>9}{'ratio':>8}{'limit':>8}")
     late = 0
     for name, seconds, ratio, limit in rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from datetime import date
 
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneport.advisor import economics as e
+from tuneport.advisor.sensitivity import switching_value, tornado
 from tuneport.advisor.simulation import (
     OfferTerms,
+    Setting,
     Terms,
     cumulative,
     draw,
@@ -20,8 +23,6 @@ from tuneport.advisor.simulation import (
     evaluate,
     offer_drivers,
     shared_drivers,
-    switching_value,
-    tornado,
 )
 from tuneport.core.money import Range
 from tuneport.tests.advice_cases import TODAY, intake
@@ -50,7 +51,7 @@ def test_the_aws_text_to_sql_example_is_reproduced() -> None:
     """AWS Machine Learning blog, 2026-03-23: every figure of its cost table."""
     nova_micro = e.TokenPrices(0.035, 0.035, 0.14)
     assert float(e.training_cost(2_000 * 800, 5, 1.0)) == pytest.approx(8.00)  # 0.001 USD per 1k tokens
-    assert float(e.hosting_per_month(16.288, 4.0, 1.0, always_on=False)) == pytest.approx(65.15, abs=0.005)  # 4 hours of ml.g5.48xlarge
+    assert float(e.hosting_per_month(16.288, paid_hours=4)) == pytest.approx(65.15, abs=0.005)  # 4 hours of ml.g5.48xlarge
     inputs = 22_000 * float(e.request_cost(e.Request(800, 0, 0), nova_micro))
     outputs = 22_000 * float(e.request_cost(e.Request(0, 0, 60), nova_micro))
     assert inputs == pytest.approx(0.616)
@@ -58,6 +59,7 @@ def test_the_aws_text_to_sql_example_is_reproduced() -> None:
     assert inputs + outputs == pytest.approx(0.80, abs=0.001)
     year = e.total_cost(one_time=8.0, volume=22_000, per_request=(inputs + outputs) / 22_000, fixed=1.95, retraining=0, months=12)
     assert float(year) == pytest.approx(8 + 12 * (0.8008 + 1.95))
+    assert [f"{usd:.2f}" for usd in (inputs + outputs, inputs + outputs + 1.95, float(year))] == ["0.80", "2.75", "41.01"]  # to the cent
 
 
 @pytest.mark.parametrize(("hit", "prompted", "saving"), [(0.0, 0.00116, 0.00044), (0.9, 0.00062, -0.00010)])
@@ -100,7 +102,8 @@ def test_hosting_pays_for_whole_machines() -> None:
     assert float(e.hosting_per_month(1.0, capacity, 100)) == pytest.approx(730)
     assert float(e.hosting_per_month(1.0, capacity + 1, 100)) == pytest.approx(1460)
     assert float(e.hosting_per_month(1.0, 0, 100)) == pytest.approx(730)
-    assert float(e.hosting_per_month(1.0, 50, 100, always_on=False)) == pytest.approx(0.5)
+    assert float(e.hosting_per_month(1.0, 1, 100, open_hours=200, paid_hours=200)) == pytest.approx(200)  # scaled to zero at night
+    assert float(e.hosting_per_month(1.0, 20_001, 100, open_hours=200)) == pytest.approx(1460)  # two machines for the busy hours
 
 
 def test_the_models_remaining_life_caps_the_horizon() -> None:
@@ -149,7 +152,7 @@ def test_without_uncertainty_the_simulation_is_the_formula() -> None:
         costs={"engineering_usd": 2000}, discount_rate=0.1,
     )  # fmt: skip
     drivers = offer_drivers(shared_drivers(certain, seed=0, draws=50), offer(), certain, seed=0)
-    result = evaluate(drivers, offer(), certain.discount_rate)
+    result = evaluate(drivers, offer(), Setting(certain.discount_rate))
     assert np.ptp(result.npv) == 0
     assert result.one_time[0] == pytest.approx(3515)
     assert result.saving_per_month[0] == pytest.approx(44)
@@ -163,7 +166,7 @@ def test_openais_remaining_life_keeps_a_good_offer_from_paying_back() -> None:
     rich = intake(volume_per_month=1_000_000, costs={"engineering_usd": 0})
     shared = shared_drivers(rich, seed=0, draws=500)
     lasting, ending = offer(), offer(months=53 / e.DAYS_PER_MONTH, ends_inside=True)
-    years, days = (evaluate(offer_drivers(shared, o, rich, seed=0), o, 0.05) for o in (lasting, ending))
+    years, days = (evaluate(offer_drivers(shared, o, rich, seed=0), o, Setting(0.05)) for o in (lasting, ending))
     assert (years.payback <= lasting.months).mean() > 0.99
     assert (days.payback <= ending.months).mean() < 0.01
     assert (days.npv < 0).all()
@@ -210,8 +213,8 @@ def test_better_answers_are_worth_what_misses_cost() -> None:
     ask = intake(quality={"rejected_answer_usd": 1.0})
     shared = shared_drivers(ask, seed=0, draws=2_000)
     half, most = np.array([1.0, 0.0] * 100), np.array([1.0] * 180 + [0.0] * 20)
-    same = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, half)), offer(), 0.05)
-    better = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, most)), offer(), 0.05)
+    same = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, half)), offer(), Setting(0.05))
+    better = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, most)), offer(), Setting(0.05))
     assumed = offer_drivers(shared, offer(), ask, seed=0, scores=(half, None))
     assert np.median(better.npv - same.npv) == pytest.approx(0.4 * 24 * 9_800, rel=0.1)
     assert (assumed["accepted_tuned"] == ask.quality.bar).all()
@@ -220,38 +223,99 @@ def test_better_answers_are_worth_what_misses_cost() -> None:
 def test_tornado_and_switching_values_agree_with_the_model() -> None:
     ask = intake(volume_per_month=[1e5, 1e6], cache_hit_share=[0.0, 0.5])
     drivers = offer_drivers(shared_drivers(ask, seed=0), offer(), ask, seed=0)
-    result = evaluate(drivers, offer(), 0.05)
-    swings = tornado(drivers, offer(), 0.05, result.npv)
+    result = evaluate(drivers, offer(), Setting(0.05))
+    swings = tornado(drivers, offer(), Setting(0.05), result.npv)
     widths = [abs(s.npv_high - s.npv_low) for s in swings]
     assert widths == sorted(widths, reverse=True)
     by_name = {s.driver: s for s in swings}
     assert by_name["volume"].rank_correlation > 0.2
     assert by_name["cache_hit"].npv_high < by_name["cache_hit"].npv_low
     middle = {name: np.array([np.median(v)]) for name, v in drivers.items()}
-    _, at = switching_value(drivers, offer(), 0.05, "volume")
+    _, at = switching_value(drivers, offer(), Setting(0.05), "volume")
     assert at is not None
-    assert evaluate({**middle, "volume": np.array([at])}, offer(), 0.05).npv[0] == pytest.approx(0, abs=2)
-    assert switching_value(drivers, offer(), 0.05, "p_hour")[1] is None
+    assert evaluate({**middle, "volume": np.array([at])}, offer(), Setting(0.05)).npv[0] == pytest.approx(0, abs=2)
+    assert switching_value(drivers, offer(), Setting(0.05), "p_hour")[1] is None
 
 
 def test_after_its_end_the_offer_costs_what_today_costs_plus_the_move() -> None:
     ask = intake(volume_per_month=1e6)
     ending = offer(months=6.0, ends_inside=True)
     drivers = offer_drivers(shared_drivers(ask, seed=0, draws=100), ending, ask, seed=0)
-    today, tuned = cumulative(drivers, ending, 0.05, np.array([0.0, 5.0, 6.0, 12.0]))
+    today, tuned = cumulative(drivers, ending, Setting(0.05), 12)
     assert (today[0] == 0).all()
     assert (tuned[0] > 0).all()
-    assert np.allclose(tuned[3] - tuned[2], today[3] - today[2])
-    assert (tuned[2] - tuned[1] > today[2] - today[1]).all()  # the move is paid in the month of the end
+    assert np.allclose(tuned[12] - tuned[6], today[12] - today[6])
+    assert (tuned[6] - tuned[5] > today[6] - today[5]).all()  # the move is paid in the month of the end
 
 
-def test_forty_offers_take_under_a_few_seconds() -> None:
-    import time
+# -- volumes that move -------------------------------------------------------------------------------------------------
 
-    ask = intake(cache_hit_share=[0, 0.5])
-    shared = shared_drivers(ask, seed=0)
-    start = time.perf_counter()
-    for number in range(40):
-        one = offer(id=str(number), spread=0.1)
-        evaluate(offer_drivers(shared, one, ask, seed=0), one, 0.05)
-    assert time.perf_counter() - start < 5  # about 0.4 s on an idle core
+
+def test_volumes_grow_and_have_seasons() -> None:
+    assert e.volume_path(0.0, (), 24).tolist() == [[1.0]]
+    assert e.volume_path(1.0, (), 13)[[0, 12], 0].tolist() == [1.0, 2.0]
+    weights = (2.0, *(1.0,) * 10, 0.0)
+    year = e.volume_path(0.0, weights, 24)[:, 0]
+    assert year.mean() == pytest.approx(1)
+    assert year[[0, 11, 12]].tolist() == [2.0, 0.0, 2.0]
+
+
+@given(saving=st.floats(0.1, 100), one_time=st.floats(0, 5_000))
+def test_payback_by_month_is_the_formula_when_every_month_is_alike(saving: float, one_time: float) -> None:
+    paid = e.payback_of_flows(one_time=np.array([one_time]), flows=np.full((24, 1), saving))
+    assert float(paid[0]) == pytest.approx(one_time / saving, rel=1e-9, abs=1e-9)
+
+
+def test_growth_pays_back_sooner_than_the_same_volume_today_and_a_late_season_later() -> None:
+    flat, growing = intake(volume_per_month=100_000), intake(volume_per_month=100_000, volume_growth_per_year=1.0)
+    late = intake(volume_per_month=100_000, seasonality=[0] * 6 + [2] * 6)
+    paid, value = [], []
+    for ask in (flat, growing, late):
+        drivers = offer_drivers(shared_drivers(ask, seed=0, draws=200), offer(), ask, seed=0)
+        result = evaluate(drivers, offer(), Setting(0.0, ask.seasonality))
+        paid.append(np.median(result.payback))
+        value.append(result.npv)
+    assert paid[1] < paid[0]
+    assert np.allclose(value[2], value[0], rtol=1e-9)  # a whole year of seasons is a year without them
+    assert np.median(value[1]) > np.median(value[0])
+
+
+def test_a_busy_season_needs_more_machines() -> None:
+    hosted = Terms(fixed(0), fixed(0), fixed(0), hour=fixed(1.0), requests_per_hour=fixed(100))
+    ask = intake(volume_per_month=70_000, seasonality=[0.5] * 6 + [1.5] * 6, machine_price_drift_per_year=0)
+    drivers = offer_drivers(shared_drivers(ask, seed=0, draws=10), offer(tuned=hosted), ask, seed=0)
+    result = evaluate(drivers, offer(tuned=hosted), Setting(0.0, ask.seasonality))
+    assert result.fixed[0] == pytest.approx(1.5 * 730)  # one machine for half of the year, two for the other half
+
+
+def test_a_host_that_stops_idle_machines_bills_the_open_hours() -> None:
+    always = Terms(fixed(0), fixed(0), fixed(0), hour=fixed(8.0))
+    ask = intake(open_hours_per_month=200, machine_price_drift_per_year=0)
+    fixed_cost = []
+    for paid in ("always", "open hours"):
+        one = offer(tuned=dataclasses.replace(always, paid=paid))
+        fixed_cost.append(evaluate(offer_drivers(shared_drivers(ask, seed=0, draws=10), one, ask, seed=0), one, Setting()).fixed[0])
+    assert fixed_cost == pytest.approx([8 * 730, 8 * 200])
+
+
+def test_what_can_wait_is_charged_at_the_batch_price() -> None:
+    tier = terms(MINI_TUNED, batch_input=fixed(0.4), batch_output=fixed(1.6))
+    ask = intake(volume_per_month=1e5, batch_share=0.5)
+    one = offer(tuned=tier)
+    result = evaluate(offer_drivers(shared_drivers(ask, seed=0, draws=10), one, ask, seed=0), one, Setting())
+    assert result.per_request_tuned[0] == pytest.approx(0.00072 * 0.75)  # half of the requests at half of the price
+
+
+def test_a_move_that_tuning_spares_counts_for_it() -> None:
+    ask = intake(costs={"incumbent_move_usd": 1_000})
+    drivers = offer_drivers(shared_drivers(ask, seed=0, draws=10), offer(), ask, seed=0)
+    plain, spared = (evaluate(drivers, offer(), Setting(0.0, (), ends)).npv for ends in (None, 6.0))
+    assert np.allclose(spared - plain, 1_000)
+    today, _ = cumulative(drivers, offer(), Setting(0.0, (), 6.0), 12)
+    assert np.allclose(np.diff(today, axis=0)[5] - np.diff(today, axis=0)[4], 1_000)
+
+
+def test_machine_prices_may_rise_or_fall() -> None:
+    assert float(e.mean_growth(0.0, 24)) == 1
+    assert float(e.mean_growth(0.2, 24)) == pytest.approx(1.207, abs=0.001)
+    assert float(e.mean_growth(-0.2, 24)) == pytest.approx(0.807, abs=0.001)

@@ -27,6 +27,10 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
     tokens, costs = intake.tokens, intake.costs
     stated: list[tuple[str, str]] = [
         ("Requests per month", count_range(intake.volume_per_month)),
+        ("Growth of the volume per year", share(intake.volume_growth_per_year)),
+        ("Seasons", "none" if not intake.seasonality else "twelve weights: " + ", ".join(f"{w:g}" for w in intake.seasonality)),
+        ("Share of requests that can wait for a batch tier", share(intake.batch_share)),
+        ("Hours of a month in which requests arrive", count_range(intake.open_hours_per_month)),
         ("Static prompt tokens, today", count_range(tokens.static)),
         ("Static prompt tokens, after tuning", count_range(tokens.static_tuned)),
         ("Fresh input tokens", count_range(tokens.fresh)),
@@ -37,12 +41,14 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
         ("Labelling, one-time", usd_range(costs.labelling_usd)),
         ("Engineering, one-time", usd_range(costs.engineering_usd)),
         ("Evaluation, one-time", usd_range(costs.evaluation_usd)),
+        ("Moving when today's model ends, one-time", _or_not_counted(costs.incumbent_move_usd)),
         ("Monitoring per month", usd_range(costs.monitoring_usd_per_month)),
         ("Training runs until one is kept", f"{intake.runs.planned} planned, {percent(intake.runs.failure_share, 0)} of runs fail"),
         ("Retraining", f"every {intake.retraining.every_months:g} months" if intake.retraining.every_months else "never"),
         ("Cost of one answer that misses", usd_range(intake.quality.rejected_answer_usd)),
         ("Discount rate per year", percent(intake.discount_rate, 0)),
         ("Horizon", f"{intake.horizon_months} months"),
+        ("Change of hourly machine prices per year", share(intake.machine_price_drift_per_year)),
     ]
     found = [Assumption(what=what, value=value, source=STATED) for what, value in stated]
     offered = [n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in offer.prices] if offer else []
@@ -84,6 +90,10 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
         )
     )
     return tuple(found)
+
+
+def _or_not_counted(value: Range | None) -> str:
+    return "not stated, so not counted" if value is None else usd_range(value)
 
 
 def risks_of(

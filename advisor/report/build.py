@@ -12,7 +12,7 @@ import numpy as np
 
 from tuneport import __version__
 from tuneport.advisor.decide import Arms, choose_offer, decide, pick_arms
-from tuneport.advisor.economics import FloatArray
+from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, Percentiles, build_offers
@@ -31,19 +31,19 @@ from tuneport.advisor.report.model import (
     Switch,
 )
 from tuneport.advisor.report.words import count, percent, usd
+from tuneport.advisor.sensitivity import SHARES, switching_value, tornado
 from tuneport.advisor.simulation import (
     DRAWS,
     LABELS,
     Drivers,
     Outcome,
+    Setting,
     cumulative,
     evaluate,
     offer_drivers,
     shared_drivers,
-    switching_value,
-    tornado,
 )
-from tuneport.core.catalogue import Catalogue, load_catalogue
+from tuneport.core.catalogue import Catalogue, Offering, load_catalogue
 from tuneport.core.plan import Plan
 from tuneport.core.prices import PriceBook, load_prices
 
@@ -52,7 +52,6 @@ MAX_SWINGS = 8
 MAX_POINTS = 12
 SWITCHES = ("volume", "cache_hit", "accepted", "accepted_tuned", "rejected_usd", "train_run", "q_in", "q_out", "q_hour", "engineering")
 """Inputs for which the report states the value that turns the money round."""
-SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned"})
 
 
 def build_report(
@@ -78,11 +77,11 @@ def build_report(
     candidates, todays = build_offers(
         intake, plans, catalogue, prices, today=today, baseline=arms.current or arms.baseline, tuned=arms.tuned, tuned_from=tuned_from
     )
-    simulation = _Simulation(intake, arms, seed)
+    incumbent = Desk(intake, catalogue, prices, today).offering_of(intake.incumbent.provider, intake.incumbent.model)
+    simulation = _Simulation(intake, arms, seed, setting_of(intake, incumbent, today))
     offers = tuple(simulation.with_economics(c) for c in candidates)
     chosen = choose_offer(offers)
     sensitivity = simulation.sensitivity(chosen) if chosen else None
-    incumbent = Desk(intake, catalogue, prices, today).offering_of(intake.incumbent.provider, intake.incumbent.model)
     decision = decide(
         intake,
         measurement,
@@ -112,11 +111,19 @@ def build_report(
     )
 
 
+def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setting:
+    """What every offer of the decision shares."""
+    ends = incumbent.lifetime.inference_ends if incumbent else None
+    months = economic_months(intake.horizon_months, ends, today) if ends else None
+    return Setting(intake.discount_rate, intake.seasonality, months if months is not None and months < intake.horizon_months else None)
+
+
 class _Simulation:
     """The draws of one report, shared by its offers."""
 
-    def __init__(self, intake: Intake, arms: Arms, seed: int) -> None:
+    def __init__(self, intake: Intake, arms: Arms, seed: int, setting: Setting) -> None:
         self.intake = intake
+        self.setting = setting
         self.seed = seed
         self.shared = shared_drivers(intake, seed=seed)
         self.scores = _paired_scores(arms, intake.quality.metric)
@@ -131,7 +138,7 @@ class _Simulation:
         scores = None if before is None else (before, after if offer.quality != "not measured" else None)
         counted = scores is not None and self.intake.quality.rejected_answer_usd is not None
         drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores)
-        result = evaluate(drivers, terms, self.intake.discount_rate)
+        result = evaluate(drivers, terms, self.setting)
         self.kept[offer.id] = (candidate, drivers, result)
         economics = OfferEconomics(
             months=terms.months,
@@ -160,20 +167,20 @@ class _Simulation:
         horizon = self.intake.horizon_months
         step = max(1, -(-horizon // MAX_POINTS))
         months = sorted({*range(0, horizon + 1, step), horizon})
-        today, tuned = cumulative(drivers, candidate.terms, self.intake.discount_rate, np.array(months, dtype=np.float64))
-        points = tuple(CashPoint(month=m, today=_percentiles(today[i]), tuned=_percentiles(tuned[i])) for i, m in enumerate(months))
+        today, tuned = cumulative(drivers, candidate.terms, self.setting, horizon)
+        points = tuple(CashPoint(month=m, today=_percentiles(today[m]), tuned=_percentiles(tuned[m])) for m in months)
         return CashFlow(offer=offer.id, points=points, ends_month=candidate.terms.months if candidate.terms.ends_inside else None)
 
     def sensitivity(self, offer: Offer) -> Sensitivity:
         """The tornado and the switching values of one offer."""
         candidate, drivers, result = self.kept[offer.id]
-        terms, rate = candidate.terms, self.intake.discount_rate
+        terms, setting = candidate.terms, self.setting
         assert terms is not None  # noqa: S101 - only offers with terms are kept
         swings = [
             SwingRow(
                 driver=LABELS[s.driver], low=s.low, high=s.high, npv_low=s.npv_low, npv_high=s.npv_high, rank_correlation=s.rank_correlation
             )
-            for s in tornado(drivers, terms, rate, result.npv)
+            for s in tornado(drivers, terms, setting, result.npv)
             if s.npv_low != s.npv_high
         ]
         switches = []
@@ -182,9 +189,9 @@ class _Simulation:
                 continue
             if name in ("accepted", "accepted_tuned") and not (drivers["rejected_usd"] > 0).any():
                 continue
-            middle, at = switching_value(drivers, terms, rate, name)
+            middle, at = switching_value(drivers, terms, setting, name)
             switches.append(_switch(name, middle, at))
-        base = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, rate).npv
+        base = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, setting).npv
         return Sensitivity(offer=offer.id, middle_npv=float(base[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 
 

@@ -1,0 +1,71 @@
+"""What moves the money: one-at-a-time swings, and the values at which it turns round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tuneport.advisor.economics import FloatArray
+from tuneport.advisor.simulation import Drivers, OfferTerms, Setting, evaluate
+
+SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned", "batch_share"})
+"""Drivers between 0 and 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Swing:
+    """One bar of the tornado: the NPV when one driver stands at its 10th or 90th percentile, all others at their median."""
+
+    driver: str
+    low: float  # the driver's 10th percentile
+    high: float
+    npv_low: float
+    npv_high: float
+    rank_correlation: float  # Spearman, over all draws: a check on the one-at-a-time swing
+
+
+def tornado(drivers: Drivers, offer: OfferTerms, setting: Setting, npv: FloatArray) -> list[Swing]:
+    """One-at-a-time swings of the NPV, widest first; drivers that do not vary are left out."""
+    middle = {name: np.array([_median(values)]) for name, values in drivers.items()}
+    ranks = _ranks(npv)
+    swings: list[Swing] = []
+    for name, values in drivers.items():
+        low, high = np.percentile(values, [10, 90]) if np.isfinite(values).all() else (np.inf, np.inf)
+        if low == high:
+            continue
+        ends = evaluate({**{k: np.repeat(v, 2) for k, v in middle.items()}, name: np.array([low, high])}, offer, setting).npv
+        correlation = float(np.corrcoef(_ranks(values), ranks)[0, 1]) if np.ptp(npv) > 0 else 0.0
+        swings.append(Swing(name, float(low), float(high), float(ends[0]), float(ends[1]), correlation))
+    return sorted(swings, key=lambda s: -abs(s.npv_high - s.npv_low))
+
+
+def switching_value(drivers: Drivers, offer: OfferTerms, setting: Setting, name: str) -> tuple[float, float | None]:
+    """(median, value of the driver at which the median NPV changes sign); None when no value within reach does.
+
+    Reach: 0 to 1 for shares, a thousandth to a thousand times the median for the rest.
+    """
+    middle = {key: _median(values) for key, values in drivers.items()}
+    centre = middle[name]
+    grid = np.linspace(0, 1, 1001) if name in SHARES else centre * np.geomspace(1e-3, 1e3, 6001)
+    trial = {key: np.full(len(grid), value) for key, value in middle.items()}
+    trial[name] = grid
+    npv = evaluate(trial, offer, setting).npv
+    crossings = np.flatnonzero(np.diff(np.sign(npv)) != 0)
+    if not len(crossings):
+        return centre, None
+    nearest = crossings[np.argmin(np.abs(grid[crossings] - centre))]
+    left, right = npv[nearest], npv[nearest + 1]
+    step = 0.0 if left == right else left / (left - right)
+    return centre, float(grid[nearest] + step * (grid[nearest + 1] - grid[nearest]))
+
+
+def _median(values: FloatArray) -> float:
+    return float(np.median(values))
+
+
+def _ranks(values: FloatArray) -> FloatArray:
+    order = np.argsort(values, kind="stable")
+    ranks = np.empty(len(values))
+    ranks[order] = np.arange(len(values), dtype=np.float64)
+    return ranks
