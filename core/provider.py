@@ -33,16 +33,24 @@ OnProgress = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One conversation to answer, with greedy decoding. ``id`` comes back with the reply."""
+    """One conversation to answer, with greedy decoding. ``id`` comes back with the reply.
+
+    ``stream`` asks for the time to the first token; a provider that cannot stream answers without it.
+    """
 
     id: str
     messages: Sequence[Mapping[str, Any]]
     max_tokens: int = 256
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChatReply:
-    """The answer to one ChatRequest. ``error`` is set, and ``text`` empty, when there is none."""
+    """The answer to one ChatRequest. ``error`` is set, and ``text`` empty, when there is none.
+
+    ``seconds`` runs from sending the last try to the whole answer; with ``batched`` it is a share of a batch, no latency.
+    ``declined``: the vendor itself marks the text as a refusal.
+    """
 
     id: str
     text: str
@@ -50,6 +58,9 @@ class ChatReply:
     completion_tokens: int | None = None
     seconds: float | None = None
     error: str = ""
+    first_token_seconds: float | None = None
+    batched: bool = False
+    declined: bool = False
 
 
 @runtime_checkable
@@ -119,8 +130,12 @@ class Provider(Protocol):
         """
         ...
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        """Answer requests with a base or tuned model; replies come in any order."""
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:
+        """Answer requests with a base or tuned model; replies come in any order.
+
+        At most ``concurrency`` requests are on their way at once, and they are taken from the iterator no earlier: a caller
+        who stops giving requests stops spending (``core.asking``). A provider that works in batches may take all at once.
+        """
         ...
 
 

@@ -84,7 +84,7 @@ class PlanOnly:
         message = f"this version of tuneport does not ask {self.name} for its limits and prices; those of the catalogue hold"
         return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code="online", message=message))})
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:  # noqa: ARG002
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:  # noqa: ARG002
         """Raises ProviderError."""
         self._refuse()
 

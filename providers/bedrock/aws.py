@@ -17,6 +17,7 @@ from tuneport.providers.bedrock.errors import REGION_FIX, translated
 TIMEOUT_S = 60.0
 """Longest wait for one answer, in seconds: botocore's own default."""
 CONNECT_S = 10.0
+CONNECTIONS = 16
 
 _SDK_LOGGERS = ("boto3", "botocore", "s3transfer")
 
@@ -33,7 +34,7 @@ class Aws:
         self._environment = os.environ if environment is None else environment
         self._lock = threading.Lock()
         self._session: Any = None
-        self._clients: dict[tuple[str, str], Any] = {}
+        self._clients: dict[tuple[str, str, int], Any] = {}
 
     def region(self, named: str | None = None) -> str:
         """The region named in the spec, or that of AWS_REGION, AWS_DEFAULT_REGION or the AWS profile.
@@ -48,16 +49,20 @@ class Aws:
             raise UsageError("no AWS region is set", fix=REGION_FIX)
         return str(found)
 
-    def client(self, service: str, region: str) -> Any:
-        """The client of a service, e.g. ("bedrock", "us-east-1"). Raises MissingExtraError, CredentialsError or UsageError."""
+    def client(self, service: str, region: str, *, connections: int = CONNECTIONS) -> Any:
+        """The client of a service, e.g. ("bedrock", "us-east-1"), which keeps at least 16 connections open.
+
+        Raises MissingExtraError, CredentialsError or UsageError.
+        """
+        kept = max(connections, CONNECTIONS)
         with self._lock:
-            known = self._clients.get((service, region))
+            known = self._clients.get((service, region, kept))
             if known is None:
                 with boto():
-                    known = self._clients[service, region] = self._made(service, region)
+                    known = self._clients[service, region, kept] = self._made(service, region, kept)
         return known
 
-    def _made(self, service: str, region: str) -> Any:
+    def _made(self, service: str, region: str, connections: int) -> Any:
         from botocore.config import Config  # noqa: PLC0415 -- an extra
 
         config = Config(
@@ -65,7 +70,7 @@ class Aws:
             read_timeout=self._timeout_s,
             # Never retried by the SDK: core.retry is the one policy, and create must be sent once.
             retries={"total_max_attempts": 1, "mode": "standard"},
-            max_pool_connections=16,
+            max_pool_connections=connections,
         )
         client = self._boto().client(service, region_name=region, config=config)
         _keep_secrets_out_of_logs()  # after the client, which imports more of the SDK

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from tuneport.core.asking import CONCURRENCY
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import CredentialsError, ProviderError, RefusedError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
@@ -218,7 +219,7 @@ class BedrockProvider:
 
     # Using
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
         """Answer requests through Converse, a few at once, with a base model or with a deployment of a tuned one.
 
         ``model`` is a base model's id, or the ARN of a deployment, a provisioned throughput, an inference profile or a custom
@@ -229,7 +230,8 @@ class BedrockProvider:
         target = model
         if ":custom-model/" in model:
             target = models.deployment_of(self._aws.client("bedrock", region), model)
-        yield from converse.replies(self._aws.client("bedrock-runtime", region), target, requests, self._sleep)
+        client = self._aws.client("bedrock-runtime", region, connections=concurrency)
+        yield from converse.replies(client, target, requests, self._sleep, concurrency)
 
     # Not offered
 

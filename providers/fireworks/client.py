@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+from tuneport.core.asking import CONCURRENCY
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
@@ -181,15 +182,15 @@ class FireworksProvider:
                 removed.append(f"model {name}")
             return removed + datasets.remove(api, job, place.id)
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        """Answer requests on the deployment that the model stands on, in order.
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
+        """Answer requests on the deployment that the model stands on.
 
         Raises ProviderError when it stands on none: Fireworks serves tuned models on deployments only.
         """
         name, address = split(model)
         account = name.split("/")[1] if name.startswith("accounts/") and not name.startswith("accounts/fireworks/") else None
-        with session(account, address, timeout_s=self._timeout_s) as api:
-            yield from inference.answers(api, name, requests, self._sleep)
+        with session(account, address, timeout_s=self._timeout_s, connections=concurrency) as api:
+            yield from inference.answers(api, name, requests, self._sleep, concurrency)
 
     # Inner parts
 

@@ -7,23 +7,22 @@ the name of a model on a deployment is ``accounts/A/models/M#accounts/A/deployme
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any
 
+from tuneport.core.asking import CONCURRENCY, ask_all
 from tuneport.core.errors import ProviderError, VendorClosedError
 from tuneport.core.provider import ChatReply, ChatRequest
 from tuneport.core.retry import retrying
+from tuneport.providers.completions import streamed
 from tuneport.providers.fireworks.session import PAGE, Api, document, model_parts, translated
 
-AT_ONCE = 8
-"""Questions on their way at one time."""
 _DEPLOY_FIX = "deploy it first, which bills by the GPU-second while it runs: tuneport deploy"
 
 
-def answers(api: Api, model: str, requests: Iterable[ChatRequest], sleep: Callable[[float], None]) -> Iterator[ChatReply]:
+def answers(
+    api: Api, model: str, requests: Iterable[ChatRequest], sleep: Callable[[float], None], concurrency: int = CONCURRENCY
+) -> Iterator[ChatReply]:
     """The replies, a few questions at once. A question that fails gets a reply with ``error``; the others go on.
 
     Raises ProviderError when the model stands on no deployment, or the deployment does not answer the first question
@@ -34,27 +33,26 @@ def answers(api: Api, model: str, requests: Iterable[ChatRequest], sleep: Callab
     if first is None:
         return
     # Alone, because a deployment that was scaled to zero first wakes up (503 DEPLOYMENT_SCALING_UP).
-    yield _answer(api, name, first, sleep, must_answer=True)
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        asked = deque(pool.submit(_answer, api, name, request, sleep) for request in islice(waiting, 2 * AT_ONCE))
-        try:
-            while asked:
-                yield asked.popleft().result()
-                asked.extend(pool.submit(_answer, api, name, request, sleep) for request in islice(waiting, 1))
-        finally:
-            for future in asked:
-                future.cancel()
-
-
-def _answer(api: Api, name: str, request: ChatRequest, sleep: Callable[[float], None], *, must_answer: bool = False) -> ChatReply:
-    started = time.monotonic()
     try:
-        told = retrying(lambda: _ask(api, name, request), sleep=sleep)
+        yield retrying(lambda: _answer(api, name, first), sleep=sleep)
     except ProviderError as error:
-        if isinstance(error, VendorClosedError) or (must_answer and error.retry != "no"):
+        if isinstance(error, VendorClosedError) or error.retry != "no":
             raise
-        return ChatReply(request.id, "", seconds=time.monotonic() - started, error=str(error))
-    return _reply(request, told, time.monotonic() - started)
+        yield ChatReply(first.id, "", error=str(error))
+    yield from ask_all(
+        waiting, lambda request: _answer(api, name, request), concurrency=concurrency, fatal=(VendorClosedError,), sleep=sleep
+    )
+
+
+def _answer(api: Api, name: str, request: ChatRequest) -> ChatReply:
+    messages: Any = [dict(message) for message in request.messages]
+    settings: Any = {"model": name, "messages": messages, "max_tokens": request.max_tokens, "temperature": 0}
+    began = time.monotonic()
+    with translated():
+        if request.stream:
+            return streamed(request, api.client.chat.completions.create(stream=True, **settings), began)
+        told = document(api.client.chat.completions.with_raw_response.create(**settings))
+    return _reply(request, told, time.monotonic() - began)
 
 
 def serving_name(api: Api, model: str) -> str:
@@ -82,13 +80,6 @@ def serving_name(api: Api, model: str) -> str:
         raise ProviderError(f"{model} is being deployed ({coming})", fix="ask again in some minutes")
     what = f"{model} stands on no deployment at Fireworks, and a tuned model answers only there"
     raise ProviderError(what, fix=_DEPLOY_FIX, retry="no")
-
-
-def _ask(api: Api, name: str, request: ChatRequest) -> dict[str, Any]:
-    messages: Any = [dict(message) for message in request.messages]
-    create = api.client.chat.completions.with_raw_response.create
-    with translated():
-        return document(create(model=name, messages=messages, max_tokens=request.max_tokens, temperature=0))
 
 
 def _reply(request: ChatRequest, told: dict[str, Any], seconds: float) -> ChatReply:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 TIMEOUT_S = 60.0
 """Longest wait for one answer, in seconds: what the SDK itself waits (fireworks-ai 1.2.28, ``_constants.py``)."""
 CONNECT_S = 10.0
+CONNECTIONS = 100
+"""Connections that are kept open, at least (httpx's own default is 20)."""
 OWN_HOST = "api.fireworks.ai"
 PAGE = 200
 """Most entries of one page of a list (docstrings of the SDK)."""
@@ -123,7 +125,9 @@ class Api:
 
 
 @contextmanager
-def session(account: str | None = None, address: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iterator[Api]:
+def session(
+    account: str | None = None, address: str | None = None, *, timeout_s: float = TIMEOUT_S, connections: int = CONNECTIONS
+) -> Iterator[Api]:
     """An open client for ``account`` (else FIREWORKS_ACCOUNT_ID) at ``address`` (else FIREWORKS_BASE_URL, else Fireworks).
 
     Raises MissingExtraError without the SDK, CredentialsError that names every variable that is missing, and UsageError when
@@ -148,7 +152,9 @@ def session(account: str | None = None, address: str | None = None, *, timeout_s
     mask_logs("fireworks._base_client", "httpx")
     timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
     with translated():
-        http = fireworks.DefaultHttpxClient(verify=certificates(), timeout=timeout)
+        kept = max(CONNECTIONS, connections)
+        limits = httpx.Limits(max_connections=kept, max_keepalive_connections=kept)
+        http = fireworks.DefaultHttpxClient(verify=certificates(), timeout=timeout, limits=limits)
         # Never retried by the SDK: core.retry is the one policy, and create is not retried at all.
         with fireworks.Fireworks(
             api_key=key, account_id=account, base_url=address, timeout=timeout, max_retries=0, http_client=http

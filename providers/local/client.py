@@ -242,7 +242,7 @@ class LocalProvider:
             os.close(lock)
         return [f"folder {path}"]
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:  # noqa: ARG002
         """Answer requests in a process of its own, batched and greedy; replies come while batches finish.
 
         ``model`` is a base model, or ``local:`` and the folder or key of a finished job, or of any adapter. ``seconds`` of a
@@ -388,4 +388,5 @@ def _reply(line: dict[str, Any]) -> ChatReply:
         completion_tokens=line.get("completion_tokens"),
         seconds=line.get("seconds"),
         error=line.get("error", ""),
+        batched=True,
     )

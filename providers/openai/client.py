@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneport.core.asking import CONCURRENCY, ask_all
 from tuneport.core.catalogue import Offering, load_catalogue
 from tuneport.core.catalogue import closed as closed_on
 from tuneport.core.data.facts import JobData
@@ -27,7 +28,7 @@ from tuneport.core.plan import FieldOutcome, Plan, PlanWarning
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
 from tuneport.providers.openai.address import Address, split
-from tuneport.providers.openai.chat import Chat
+from tuneport.providers.openai.chat import Chat, UnknownModelError
 from tuneport.providers.openai.compile import compile_plan
 from tuneport.providers.openai.errors import KEY_VARIABLE, WHO_MAY, closed, no_key, parsed, translated, unreadable
 from tuneport.providers.openai.files import PART_BYTES, FileStore, pages
@@ -206,14 +207,15 @@ class OpenAIProvider:
                     removed.append(f"file {file_id}")
         return removed
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        """Answer with a base or tuned model, 8 requests at a time; a request that fails becomes a reply with its error.
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
+        """Answer with a base or tuned model, a few requests at a time; a request that fails becomes a reply with its error.
 
         Raises CredentialsError for the key, ProviderError when the model does not exist (any more).
         """
         name, address = self._split(model)
-        with self._client(address, CHAT_S) as client:
-            yield from Chat(client, name, address.service, self._sleep).answer_all(requests)
+        with self._client(address, CHAT_S, connections=concurrency) as client:
+            chat = Chat(client, name, address.service)
+            yield from ask_all(requests, chat.ask, concurrency=concurrency, fatal=(UnknownModelError,), sleep=self._sleep)
 
     def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:  # noqa: ARG002
         """Raises ProviderError: OpenAI gives no access to tuned weights."""
@@ -226,7 +228,7 @@ class OpenAIProvider:
         return name, address if address.base_url else self._address
 
     @contextmanager
-    def _client(self, address: Address, timeout_s: float | None = None) -> Iterator[OpenAI]:
+    def _client(self, address: Address, timeout_s: float | None = None, *, connections: int = 1) -> Iterator[OpenAI]:
         try:
             import openai  # noqa: PLC0415 -- the SDK is an extra, loaded when something is sent
         except ImportError:
@@ -236,7 +238,12 @@ class OpenAIProvider:
             raise no_key()
         timeout = openai.Timeout(timeout_s or self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
         with translated("to take a connection", address.service):
-            transport = openai.DefaultHttpxClient(verify=_ssl_context(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))))
+            limits = openai.DEFAULT_CONNECTION_LIMITS
+            kept = max(limits.max_keepalive_connections or 0, connections)  # else every further answer costs a handshake
+            transport = openai.DefaultHttpxClient(
+                verify=_ssl_context(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))),
+                limits=type(limits)(max_connections=limits.max_connections, max_keepalive_connections=kept),
+            )
             client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout, http_client=transport)
         with client:
             yield client

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneport.core.asking import CONCURRENCY, ask_all
 from tuneport.core.data.facts import JobData
-from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
+from tuneport.core.errors import CredentialsError, DataError, ProviderError, TuneportError, VendorClosedError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.options import TogetherOptions
 from tuneport.core.plan import Plan
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
-from tuneport.core.retry import retrying
 from tuneport.core.spec import JobSpec
+from tuneport.providers.completions import streamed
 from tuneport.providers.exchange import at, filled, option, split
 from tuneport.providers.together import online
 from tuneport.providers.together.compile import compile_plan
@@ -39,7 +39,6 @@ UNOFFERED: Mapping[str, str] = {"pause": CONTINUE, "resume": CONTINUE}
 
 WINDOW = timedelta(days=14)
 """How old a job may be, by either clock, for its training file to count as a sign; generous, because clocks may be wrong."""
-CHATS_AT_ONCE = 8
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
@@ -231,20 +230,16 @@ class TogetherProvider:
 
     # Using
 
-    def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+    def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
         """Answer requests with greedy decoding, a few at once. A tuned model answers only while an endpoint serves it.
 
         Raises ProviderError when nothing serves the model, and CredentialsError; other failures are that request's ``error``.
         """
         name, address = self._split(model)
-        with self._session(address) as client, ThreadPoolExecutor(max_workers=CHATS_AT_ONCE) as pool:
-            waiting: list[Future[ChatReply]] = [pool.submit(self._reply, client, name, request) for request in requests]
-            try:
-                for done in as_completed(waiting):
-                    yield done.result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        with session(address, timeout_s=self._timeout_s, connections=concurrency) as client:
+            yield from ask_all(
+                requests, lambda request: _reply(client, name, request), concurrency=concurrency, fatal=(_Unserved,), sleep=self._sleep
+            )
 
     # Inner parts
 
@@ -274,39 +269,35 @@ class TogetherProvider:
                 return False
             return not _gone(lambda: client.files.with_raw_response.delete(ident))
 
-    def _reply(self, client: together.Together, model: str, request: ChatRequest) -> ChatReply:
-        import together  # noqa: PLC0415
 
-        began = time.monotonic()
+def _reply(client: together.Together, model: str, request: ChatRequest) -> ChatReply:
+    """One answer. Raises _Unserved, DataError for a question that no request can carry, and what ``translated`` raises."""
+    import together  # noqa: PLC0415
 
-        def ask() -> dict[str, Any]:
-            messages: Any = [dict(message) for message in request.messages]
-            with translated():
-                try:
-                    create = client.chat.completions.with_raw_response.create
-                    return document(create(model=model, messages=messages, max_tokens=request.max_tokens, temperature=0))
-                except together.APIStatusError as error:
-                    if lacks_endpoint(error):
-                        raise _Unserved(model, mapped(error)) from None
-                    raise
-
+    messages: Any = [dict(message) for message in request.messages]
+    settings: Any = {"model": model, "messages": messages, "max_tokens": request.max_tokens, "temperature": 0}
+    began = time.monotonic()
+    with translated():
         try:
-            answer = retrying(ask, sleep=self._sleep)
-        except (_Unserved, CredentialsError):
+            if request.stream:
+                return streamed(request, client.chat.completions.create(stream=True, **settings), began)
+            answer = document(client.chat.completions.with_raw_response.create(**settings))
+        except together.APIStatusError as error:
+            if lacks_endpoint(error):
+                raise _Unserved(model, mapped(error)) from None
             raise
-        except TuneportError as error:
-            return ChatReply(request.id, "", error=str(error))
         except UnicodeEncodeError:
-            return ChatReply(request.id, "", error="the question holds half a character (a lone surrogate), which no request can carry")
-        choices = answer.get("choices")
-        message = choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-        text = message.get("content") if isinstance(message, dict) else None
-        if not isinstance(text, str):
-            return ChatReply(request.id, "", error="Together's answer holds no text")
-        told = answer.get("usage")
-        usage = told if isinstance(told, dict) else {}
-        seconds = time.monotonic() - began
-        return ChatReply(request.id, text, usage.get("prompt_tokens"), usage.get("completion_tokens"), seconds)
+            what = "the question holds half a character (a lone surrogate), which no request can carry"
+            raise DataError(what, fix="correct the row") from None
+    seconds = time.monotonic() - began
+    choices = answer.get("choices")
+    message = choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    text = message.get("content") if isinstance(message, dict) else None
+    if not isinstance(text, str):
+        return ChatReply(request.id, "", error="Together's answer holds no text")
+    told = answer.get("usage")
+    usage = told if isinstance(told, dict) else {}
+    return ChatReply(request.id, text, usage.get("prompt_tokens"), usage.get("completion_tokens"), seconds)
 
 
 class _Unserved(ProviderError):

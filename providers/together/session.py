@@ -21,12 +21,14 @@ TITLE = "Together"
 TIMEOUT_S = 60.0
 """Longest wait for one answer, in seconds: what the SDK itself waits (together 3.1.1, ``_constants.py``)."""
 CONNECT_S = 10.0
+CONNECTIONS = 100
+"""Connections that are kept open, at least (httpx's own default is 20)."""
 _LOGGERS = ("together._base_client", "together.lib.resources.files", "httpx", "httpcore.http11", "httpcore.connection")
 _TLS_VARIABLES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 @contextmanager
-def session(address: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iterator[together.Together]:
+def session(address: str | None = None, *, timeout_s: float = TIMEOUT_S, connections: int = CONNECTIONS) -> Iterator[together.Together]:
     """The SDK's client at ``address`` (without /v1), or where TOGETHER_BASE_URL points, or at Together's own address.
 
     Errors of the SDK come out as ours. Raises MissingExtraError without the SDK and CredentialsError without a key.
@@ -43,7 +45,9 @@ def session(address: str | None = None, *, timeout_s: float = TIMEOUT_S) -> Iter
         raise CredentialsError(f"{KEY_VARIABLE} holds characters that no key has", fix=KEY_FIX)
     mask_logs(*_LOGGERS)
     timeout = httpx.Timeout(timeout_s, connect=min(CONNECT_S, timeout_s))
-    transport = together.DefaultHttpxClient(verify=_tls(*map(os.environ.get, _TLS_VARIABLES)), timeout=timeout)
+    kept = max(CONNECTIONS, connections)
+    limits = httpx.Limits(max_connections=kept, max_keepalive_connections=kept)
+    transport = together.DefaultHttpxClient(verify=_tls(*map(os.environ.get, _TLS_VARIABLES)), timeout=timeout, limits=limits)
     # Never retried by the SDK: create would be paid twice, and for the rest core.retry is the one policy.
     with translated(), together.Together(api_key=key, base_url=address, timeout=timeout, max_retries=0, http_client=transport) as client:
         yield client
