@@ -74,6 +74,10 @@ class _Service:
             after = b"retry-after-ms: 20\r\n" if fault == 429 else b""
             writer.write(_response(f"{fault} No".encode(), json.dumps({"error": {"message": "injected"}}).encode(), after))
             return
+        if not body.get("stream"):
+            await asyncio.sleep(self.delay / 2)
+        self.log.write(json.dumps(question) + "\n")
+        self.log.flush()
         text, usage = question.split()[-1], {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
         shared = {"id": "c", "created": 1, "model": body["model"]}
         if body.get("stream"):
@@ -85,12 +89,9 @@ class _Service:
             writer.write(_event({**shared, "object": "chat.completion.chunk", "choices": [], "usage": usage}))
             writer.write(_chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n")
         else:
-            await asyncio.sleep(self.delay / 2)
             choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
             whole = {**shared, "object": "chat.completion", "choices": [choice], "usage": usage}
             writer.write(_response(b"200 OK", json.dumps(whole).encode()))
-        self.log.write(json.dumps(question) + "\n")
-        self.log.flush()
 
     def _fault(self, question: str) -> int | None:
         drawn = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 2**32
