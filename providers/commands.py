@@ -35,6 +35,7 @@ def plan(
 
     loaded = load_spec(spec)
     plans, missing = plans_for(loaded, provider or ["all"], online=online)
+    plans = as_billed(plans)
     if as_json:
         printed = {name: p.model_dump(mode="json") for name, p in plans.items()}
         terminal.print_json(printed | {name: {"provider": name, "unavailable": str(why)} for name, why in missing.items()})
@@ -72,6 +73,19 @@ def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> 
         except CatalogueError as error:
             missing[name] = error
     return plans, missing
+
+
+def as_billed(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans with costs as earlier bills in the ledger correct them, for showing. Without a ledger, as they are."""
+    from tuneport import engine
+    from tuneport.core.calibration import calibrated
+    from tuneport.core.errors import LedgerError
+
+    try:
+        ledger = engine(create=False)
+    except LedgerError:
+        return dict(plans)
+    return {name: one.model_copy(update={"cost": calibrated(one.cost, ledger.calibration(name))}) for name, one in plans.items()}
 
 
 def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, TuneportError], every_field: bool) -> None:

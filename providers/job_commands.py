@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneport.core import terminal
-from tuneport.core.errors import RefusedError, UsageError
+from tuneport.core.errors import JobFailedError, RefusedError, UsageError
+from tuneport.core.job import JobState
 from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
-from tuneport.providers.commands import plans_for
+from tuneport.providers.commands import as_billed, plans_for
 
 if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
+    from tuneport.core.jobs import Update
 
 _WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
 
@@ -37,12 +39,13 @@ def submit(
     if one.refusals:
         raise RefusedError(provider, one.refusals)
     console = terminal.console()
-    price = terminal.money(one.cost)
+    price = terminal.money(as_billed({provider: one})[provider].cost)  # the engine corrects by itself what it is given
     console.print(f"{provider} will train [bold]{escape(one.vendor_model)}[/] by {loaded.method}: {price}, {terminal.duration(one.time)}")
     for warning in one.warnings:
         console.print(f"[yellow]![/] {escape(warning.message)}")
     consent(f"Submit for {price}?", yes, "submitting")
-    job = _engine().submit(loaded, one)
+    with terminal.progress_bar() as on_progress:
+        job = _engine().submit(loaded, one, on_progress=on_progress)
     console.print(f"job [bold]{job.id}[/] is {job.state} at {provider}" + (f" as {escape(job.ref)}" if job.ref else ""))
     if detach:
         console.print(f"follow it with: tuneport watch {job.id}")
@@ -103,9 +106,22 @@ def status(job: JobArgument, as_json: JsonOption = False) -> None:
         _show_job(handle)
 
 
-def watch(job: JobArgument) -> None:
-    """Follow a job until it ends. Exit code 9 when it ends without a model."""
-    _watch(find_job(job))
+def watch(
+    jobs: Annotated[list[str] | None, typer.Argument(help="Job ids, or `last`.", metavar="JOB...")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every job that has not ended.")] = False,
+) -> None:
+    """Follow one job or many until each has ended. Exit code 9 when one ends without a model."""
+    if everything == bool(jobs):
+        raise UsageError("what to watch is not clear", fix="name jobs, or give --all")
+    if jobs and len(jobs) == 1:
+        _watch(find_job(jobs[0]))
+        return
+    engine = _engine(create=False)
+    found = [find_job(name) for name in jobs] if jobs else engine.jobs(limit=None, states=[s for s in JobState if not s.terminal])
+    if found:
+        _watch_many(engine, found)
+    else:
+        terminal.console().print("no job is under way")
 
 
 def events(job: JobArgument, as_json: JsonOption = False) -> None:
@@ -220,6 +236,37 @@ def _watch(job: Job) -> None:
 
         job.wait(show, max_s=2.0 if job.provider == "local" else 30.0)
     console.print(f"[green]✓[/] {job.id} {job.state}: call it as [bold]{escape(job.tuned_model or '')}[/]", highlight=False)
+
+
+def _watch_many(engine: Engine, jobs: list[Job]) -> None:
+    """A line for each change, and on a terminal a bar of how many have ended."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = terminal.console()
+    states = {job.id: str(job.state) for job in jobs}
+    ended = {job.id for job in jobs if job.state.terminal}
+    columns = (TextColumn("jobs ended"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(jobs), completed=len(ended))
+
+        def show(update: Update) -> None:
+            record = update.job
+            if record.state.terminal:
+                ended.add(record.id)
+            bar.update(task, completed=len(ended))
+            said = f": {escape(record.message)}" if record.message else ""
+            if update.error is not None:
+                said += f" [yellow]({escape(record.freshness(datetime.now(UTC)))})[/]"
+            if str(record.state) != states[record.id]:
+                states[record.id] = str(record.state)
+                at = f"[dim]{record.updated_at:%H:%M:%S}[/]"
+                console.print(f"{at} {record.id} {record.provider} {record.state}{said}", highlight=False)
+
+        found = engine.watch_many(list(states), show)
+    without = [f"{job.id} {job.state}" for job in found if job.state is not JobState.SUCCEEDED]
+    console.print(f"{len(found) - len(without)} of {len(found)} jobs have a model")
+    if without:
+        raise JobFailedError(f"no model from {', '.join(without)}", fix="see: tuneport events JOB")
 
 
 def _show_job(job: Job) -> None:

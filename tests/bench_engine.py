@@ -193,16 +193,16 @@ def rows() -> list[Row]:
     return found
 
 
-def main() -> int:
-    """Print the table; 1 when a limit is passed."""
+def show(found: list[Row]) -> int:
+    """Print the table; the number of limits passed."""
     late = 0
     print(f"{'':76}{'seconds':>9}{'ratio':>9}{'limit':>8}")
-    for name, seconds, ratio, limit in rows():
+    for name, seconds, ratio, limit in found:
         over = limit is not None and seconds > limit
         late += over
         print(f"{name:76}{seconds:9.3f}{ratio:9.2f}{f'{limit:8.2f}' if limit else '':>8}{'  over' if over else ''}")
-    return 1 if late else 0
+    return late
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(1 if show(rows()) else 0)

@@ -64,6 +64,7 @@ class LocalProvider:
 
     name = "local"
     settle_seconds = 0.0
+    reads_per_minute = float("inf")  # this machine's own disk
     unoffered: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, jobs: Path | None = None) -> None:
