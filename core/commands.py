@@ -124,7 +124,9 @@ def _show_check(report: CheckReport) -> None:
         console.print("  [green]✓ no faults found[/]")
     for finding in report.findings:
         colour = {"error": "red", "warning": "yellow", "info": "cyan"}[finding.severity]
-        lines = f" [dim](lines {', '.join(map(str, finding.lines))})[/]" if finding.lines else ""
+        named = len(finding.lines) == 1 and f":{finding.lines[0]}:" in finding.message
+        where = f"line{'s' if len(finding.lines) > 1 else ''} {', '.join(map(str, finding.lines))}"
+        lines = f" [dim]({where}{' …' if finding.count > len(finding.lines) > 1 else ''})[/]" if finding.lines and not named else ""
         console.print(f"  [{colour}]{finding.severity:8}[/]{escape(finding.message)}{lines}", highlight=False)
         if finding.examples:
             console.print(f"          [dim]e.g. {escape('; '.join(finding.examples[:3]))}[/]", highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 
@@ -22,6 +23,7 @@ _CPT_TOKENS = 1_000_000  # S0, S4: continued pre-training takes millions to bill
 _BALANCE = 10  # S0 asks for balanced classes; the factor is ours
 _LABEL_SHARE = 20  # ours: answers are labels when each of them stands in 20 rows on average
 _ODD_SHARE = 0.05  # ours: an ending or language of under 5 % of the rows is more likely a slip than a choice
+_NUMBER = re.compile(r"\{([^{}|]*)\|([^{}|]*)\}")  # {form for one|form for several}
 _MARKS = ".!?;:,…。！？"
 
 
@@ -32,14 +34,14 @@ class Findings:
         self._found: dict[str, Finding] = {}
 
     def hits(self, code: str, hits: Hits, severity: Severity, message: str) -> None:
-        """Note rows; none, no finding. ``{n}`` in the message stands for their number."""
+        """Note rows; none, no finding. In the message ``{n}`` stands for their number, ``{it|them}`` for one of two forms by it."""
         self.rows(code, hits.count, hits.lines, severity, message, hits.examples)
 
     def rows(self, code: str, count: int, lines: Iterable[int], severity: Severity, message: str, examples: Iterable[str] = ()) -> None:
         """Note rows by number, first lines and examples; none, no finding."""
         if count:
             first = tuple(lines)[:KEPT]
-            said = message.replace("{n}", f"{count:,}").replace("{s}", "" if count == 1 else "s")
+            said = _NUMBER.sub(lambda forms: forms[1 if count == 1 else 2], message.replace("{n}", f"{count:,}"))
             self._found[code] = Finding(
                 code=code, severity=severity, message=said, count=count, lines=first, examples=tuple(dict.fromkeys(examples))[:KEPT]
             )
@@ -62,22 +64,23 @@ def judge_rows(findings: Findings, tally: Tally, path: str, system_prompt: str |
         findings.hits(code, hits, "error", f"{path}:{line}: expected {fault.expected}, met {fault.met}{hint}")
     findings.hits(
         "schema_mismatch", tally.schema_faults, "error",
-        f"{{n}} answer{{s}} do not satisfy the JSON schema, first: {(tally.schema_faults.examples or [''])[0]}",
+        f"{{n}} answer{{|s}} {{does|do}} not satisfy the JSON schema, first: {(tally.schema_faults.examples or [''])[0]}",
     )  # fmt: skip
-    findings.hits("identical_pair", tally.identical_pairs, "warning", "{n} pair{s} have two equal answers and teach nothing")
+    message = "{n} pair{|s} {has|have} two equal answers and {teaches|teach} nothing"
+    findings.hits("identical_pair", tally.identical_pairs, "warning", message)
     _systems(findings, tally, system_prompt)
     _forms(findings, tally)
     _labels(findings, tally, labels)
     for kind in KINDS:
         severity: Severity = "info" if kind in ("invisible", "private") else "warning"
         if kind in tally.suspicious:
-            findings.hits(f"characters_{kind}", tally.suspicious[kind], severity, f"{{n}} row{{s}} hold {WHAT[kind]}")
+            findings.hits(f"characters_{kind}", tally.suspicious[kind], severity, f"{{n}} row{{|s}} {{holds|hold}} {WHAT[kind]}")
     _languages(findings, tally)
 
 
 def _systems(findings: Findings, tally: Tally, system_prompt: str | None) -> None:
     if tally.without_system.count and tally.systems:
-        message = "{n} row{s} lack the system prompt that others have; put the production system prompt into every row (S1)"
+        message = "{n} row{|s} {lacks|lack} the system prompt that others have; put the production system prompt into every row (S1)"
         findings.hits("missing_system_prompt", tally.without_system, "warning", message)
     elif tally.without_system.count:
         message = "no row has a system prompt; if production uses one, set data.system_prompt to it (S1)"
@@ -95,7 +98,7 @@ def _systems(findings: Findings, tally: Tally, system_prompt: str | None) -> Non
                 other.examples.append(text[:60])
         other.count += tally.systems_left_out
         other.lines.sort()
-        message = "{n} row{s} have another system prompt than the production one that is given (S1)"
+        message = "{n} row{|s} {has|have} another system prompt than the production one that is given (S1)"
         findings.hits("other_system_prompt", other, "warning", message)
 
 
@@ -103,7 +106,7 @@ def _forms(findings: Findings, tally: Tally) -> None:
     if tally.json_answers.count and tally.other_answers.count:
         mostly_json = tally.json_answers.count >= tally.other_answers.count
         fewer = tally.other_answers if mostly_json else tally.json_answers
-        are = ("are not", "are") if mostly_json else ("are", "are not")
+        are = ("{is|are} not", "are") if mostly_json else ("{is|are}", "are not")
         message = f"{{n}} of {tally.answered:,} answers {are[0]} JSON, the others {are[1]}; use one output format (S1)"
         findings.hits("inconsistent_output", fewer, "warning", message)
     if len(tally.json_shapes) > 1:
@@ -114,9 +117,9 @@ def _forms(findings: Findings, tally: Tally) -> None:
     marked, bare = Hits(), Hits()
     for mark, hits in sorted(tally.endings.items(), key=lambda item: item[1].lines[:1]):
         (marked if mark in _MARKS else bare).merge(hits, 0)
-    fewer, what = (marked, "end with a punctuation mark, the others do not")
+    fewer, what = (marked, "{ends|end} with a punctuation mark, the others do not")
     if bare.count < marked.count:
-        fewer, what = (bare, "end without a punctuation mark, the others with one")
+        fewer, what = (bare, "{ends|end} without a punctuation mark, the others with one")
     if total >= _LABEL_SHARE and 0 < fewer.count <= _ODD_SHARE * total:
         message = f"{{n}} of {total:,} answers {what}; use one form (S1)"
         findings.rows("inconsistent_punctuation", fewer.count, sorted(fewer.lines), "info", message)
@@ -135,7 +138,7 @@ def _labels(findings: Findings, tally: Tally, labels: Collection[str] | None) ->
         if tally.many_answers:
             message = f"the answers are long or too many to be labels; {len(known):,} labels are given"
             findings.file("unknown_label", "error", message, tally.answered)
-        findings.hits("unknown_label", outside, "error", f"{{n}} answer{{s}} are none of the {len(known):,} labels given")
+        findings.hits("unknown_label", outside, "error", f"{{n}} answer{{|s}} {{is|are}} none of the {len(known):,} labels given")
     if tally.many_answers or len(tally.answers) < 2 or len(tally.answers) * 2 > tally.other_answers.count:
         return
     spellings: dict[str, list[str]] = {}
@@ -149,7 +152,7 @@ def _labels(findings: Findings, tally: Tally, labels: Collection[str] | None) ->
                 variants.merge(tally.answers[text], 0)
                 variants.examples.append(f"{text!r} for {commonest!r}")
     variants.lines.sort()
-    message = "{n} answer{s} write a label in another way than most rows do; one label, one spelling (S1)"
+    message = "{n} answer{|s} {writes|write} a label in another way than most rows do; one label, one spelling (S1)"
     findings.hits("label_variants", variants, "warning", message)
 
 

@@ -31,7 +31,7 @@ def judge_duplicates(findings: Findings, found: Gathered, *, near: float | None,
     """Duplicates within a file, exact and (from Jaccard similarity ``near``) near ones, which are returned."""
     lines = found.array("lines")
     again = repeats(found.array("whole"))
-    message = "{n} row{s} repeat an earlier row exactly; remove them (S2): tuneport prepare --dedupe exact"
+    message = "{n} row{|s} {repeats|repeat} an earlier row exactly; remove {it|them} (S2): tuneport prepare --dedupe exact"
     findings.rows("duplicate_rows", int(again.sum()), lines[again][:KEPT].tolist(), "warning", message)
     if answered:
         _conflicts(findings, found, again)
@@ -40,7 +40,8 @@ def judge_duplicates(findings: Findings, found: Gathered, *, near: float | None,
     pairs = list(verified_pairs(candidate_pairs(found.bands, again), found.store, near))
     later = sorted({pair.later for pair in pairs})
     shown = [f"{lines[pair.earlier]} ~ {lines[pair.later]} ({pair.similarity:.2f})" for pair in pairs[:KEPT]]
-    message = f"{{n}} row{{s}} nearly repeat another (Jaccard similarity of word triples at least {near:g}); remove them (S2)"
+    how = f"(Jaccard similarity of word triples at least {near:g})"
+    message = f"{{n}} row{{|s}} nearly {{repeats|repeat}} another {how}; remove {{it|them}} (S2)"
     findings.rows("near_duplicates", len(later), lines[later[:KEPT]].tolist(), "warning", message, shown)
     return pairs
 
@@ -54,7 +55,7 @@ def _conflicts(findings: Findings, found: Gathered, again: NDArray[np.bool_]) ->
     first_of = order[np.searchsorted(asked[order], asked)]
     differs = more & (answers != answers[first_of])
     lines = found.array("lines")[~again][differs]
-    message = "{n} row{s} answer the input of an earlier row differently; keep one answer, unless several are right"
+    message = "{n} row{|s} {answers|answer} the input of an earlier row differently; keep one answer, unless several are right"
     findings.rows("conflicting_answers", int(differs.sum()), lines[:KEPT].tolist(), "info", message)
 
 
@@ -113,11 +114,11 @@ def judge_overlap(findings: Findings, part: Part, other: Part, found: Gathered, 
     """Rows of one part that another has: an error in the test rows, which they make worthless."""
     lines = found.array("lines")
     for code, rows, what in (
-        (f"overlap_{other}", overlap.exact, f"have an input that the {other} rows have too"),
-        (f"normalised_overlap_{other}", overlap.normalised, f"have an input that stands in the {other} rows in the same words"),
-        (f"near_overlap_{other}", overlap.near, f"nearly repeat one of the {other} rows"),
-        (f"passage_overlap_{other}", overlap.grams, f"share a passage of 13 words with the {other} rows"),
+        (f"overlap_{other}", overlap.exact, f"{{has|have}} an input that the {other} rows have too"),
+        (f"normalised_overlap_{other}", overlap.normalised, f"{{has|have}} an input that stands in the {other} rows in the same words"),
+        (f"near_overlap_{other}", overlap.near, f"nearly {{repeats|repeat}} one of the {other} rows"),
+        (f"passage_overlap_{other}", overlap.grams, f"{{shares|share}} a passage of 13 words with the {other} rows"),
     ):
         severe = part == "test" and "passage" not in code
-        message = f"{{n}} row{{s}} {what}: no overlap between splits (S2); remove them from one side"
+        message = f"{{n}} row{{|s}} {what}: no overlap between splits (S2); remove {{it|them}} from one side"
         findings.rows(code, rows.size, lines[rows[:KEPT]].tolist(), "error" if severe else "warning", message)
