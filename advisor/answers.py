@@ -20,9 +20,12 @@ from tuneport.core.provider import ChatReply
 VERSION = 1  # part of every key: raising it forgets all kept answers
 
 
-def answer_key(*, provider: str, model: str, job: str, scope: str, messages: Sequence[Mapping[str, Any]], max_tokens: int) -> str:
-    """SHA-256 over what decides an answer (decoding is greedy, so nothing else does)."""
-    content = json.dumps([VERSION, provider, model, job, scope, [dict(m) for m in messages], max_tokens], sort_keys=True, default=str)
+def answer_key(
+    *, provider: str, model: str, job: str, scope: str, messages: Sequence[Mapping[str, Any]], max_tokens: int, repeat: int = 0
+) -> str:
+    """SHA-256 over what decides an answer (decoding is greedy, so nothing else does). ``repeat`` tells askings of one question apart."""
+    parts = [VERSION, provider, model, job, scope, [dict(m) for m in messages], max_tokens, *([repeat] if repeat else [])]
+    content = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -47,6 +50,9 @@ class AnswerCache:
                 prompt_tokens=_typed(kept["prompt_tokens"], int, type(None)),
                 completion_tokens=_typed(kept["completion_tokens"], int, type(None)),
                 seconds=_typed(kept["seconds"], float, int, type(None)),
+                first_token_seconds=_typed(kept.get("first_token_seconds"), float, int, type(None)),
+                batched=_typed(kept.get("batched", False), bool),
+                declined=_typed(kept.get("declined", False), bool),
             )
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -59,6 +65,9 @@ class AnswerCache:
             "prompt_tokens": reply.prompt_tokens,
             "completion_tokens": reply.completion_tokens,
             "seconds": reply.seconds,
+            "first_token_seconds": reply.first_token_seconds,
+            "batched": reply.batched,
+            "declined": reply.declined,
         }
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -63,7 +63,8 @@ def evaluate(
 def _measure(spec: JobSpec, provider: str, model: str, arms: list[dict[str, Any]], out: Path, json_schema: Path | None) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from tuneport.advisor.measure import measure, run_arm
+    from tuneport.advisor.arm import run_arm
+    from tuneport.advisor.measure import measure
     from tuneport.advisor.measurement import Measurement
     from tuneport.advisor.suite import load_suite
     from tuneport.providers import registry

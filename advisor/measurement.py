@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from tuneport.core.money import Range
 
 
 class _Frozen(BaseModel):
@@ -22,7 +25,11 @@ class Estimate(_Frozen):
 
 
 class Answer(_Frozen):
-    """One arm's answer to one row. ``scores`` maps metric to 0..1; an unanswered row has ``error`` and scores 0."""
+    """One arm's answer to one row. ``scores`` maps metric to 0..1; an unanswered row has ``error`` and scores 0.
+
+    A metric that the row has no use for (no context, no verdict of the judge) is not among its scores. Of several repeats the scores
+    are means, ``text`` is the first and ``others`` are the rest.
+    """
 
     row: int  # index in the suite, 0-based
     text: str
@@ -31,6 +38,44 @@ class Answer(_Frozen):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     seconds: float | None = None
+    others: tuple[str, ...] = ()
+    declined: bool = False  # the vendor itself marks the answer as a refusal
+
+
+class Spread(_Frozen):
+    """Percentiles of a time in seconds over n calls (the inverted empirical distribution: times that were really met)."""
+
+    p50: float
+    p95: float
+    p99: float
+    n: int
+
+
+class Calls(_Frozen):
+    """What the calls of an arm took and cost. Times are those of single calls; an arm answered in batches has none."""
+
+    answered: int
+    accepted: int  # rows whose primary score is full marks, or at least 0.5 for a graded metric
+    latency: Spread | None = None  # whole answers
+    first_token: Spread | None = None  # None unless streamed
+    usd_per_call: Range | None = None  # None: a price or a token count is unknown
+    usd_per_accepted: Range | None = None  # all calls over the accepted rows; None also when none was accepted
+    price_source: str = ""
+
+
+class Confusion(_Frozen):
+    """Rows by expected label (down) and answered label (across); the last column counts answers with none of the labels."""
+
+    labels: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+
+class FailureGroup(_Frozen):
+    """Answers that failed for one reason; ``rows`` are examples, the first ones in the suite's order."""
+
+    kind: str
+    count: int
+    rows: tuple[int, ...]
 
 
 class Arm(_Frozen):
@@ -44,6 +89,11 @@ class Arm(_Frozen):
     job: str | None = None  # ledger id of the job that made a tuned model
     metrics: dict[str, Estimate]
     answers: tuple[Answer, ...]
+    prompt: str = ""  # how rows were asked, in words, e.g. "6 few-shot examples, context from column passage"
+    repeats: int = 1
+    calls: Calls | None = None
+    confusion: Confusion | None = None  # suites with labels
+    failures: tuple[FailureGroup, ...] = ()  # most frequent first
 
     @property
     def mean_prompt_tokens(self) -> float | None:
@@ -65,7 +115,10 @@ class Comparison(_Frozen):
     difference: Estimate
     only_baseline: int | None = None  # rows only the baseline got right (binary metrics)
     only_challenger: int | None = None
-    p_value: float | None = None  # exact McNemar, two-sided (binary metrics)
+    p_value: float | None = None  # two-sided: exact McNemar (binary metrics), or cluster-robust t
+    p_holm: float | None = None  # corrected for the number of pairs (primary metric only)
+    margin: float | None = None  # the loss that is accepted, as a share (primary metric only)
+    non_inferior: bool | None = None  # whether the whole interval lies above -margin
 
 
 class Power(_Frozen):
@@ -76,6 +129,45 @@ class Power(_Frozen):
     discordant_source: Literal["assumed", "measured"]
     detectable: float  # as a share, e.g. 0.11
     statement: str  # "120 rows can detect about 11 points"
+
+
+class Look(_Frozen):
+    """One time that an arm was scored on a sealed test set, as the ledger recorded it."""
+
+    at: datetime
+    arm: str
+    provider: str
+    model: str
+    rows: int
+
+
+class Judge(_Frozen):
+    """An LLM judge's work under one fixed rubric. ``agreement`` is Cohen's kappa with human labels, where they were given."""
+
+    rubric: str
+    rubric_sha256: str
+    provider: str
+    model: str
+    asked: int
+    unreadable: int  # verdicts that say nothing: refusals, rubbish, errors; they count for no side
+    agreement: Estimate | None = None
+    agreement_rows: int = 0
+    note: str = ""  # "" while the judge is fit for use
+
+
+class Duel(_Frozen):
+    """Two arms' answers compared in pairs by a judge, each pair in both orders. A win needs the same verdict in both."""
+
+    baseline: str
+    challenger: str
+    rubric: str
+    wins: int  # of the challenger
+    losses: int
+    ties: int  # a tie, or another verdict in the other order
+    swayed: int  # of the ties: pairs where the order decided
+    unreadable: int
+    win_rate: Estimate | None  # wins + half the ties over the readable pairs
+    p_value: float | None  # exact sign test on wins and losses
 
 
 class Measurement(_Frozen):
@@ -90,6 +182,12 @@ class Measurement(_Frozen):
     comparisons: tuple[Comparison, ...]
     power: Power
     warnings: tuple[str, ...] = ()
+    part: Literal["test", "validation"] = "test"
+    clusters: int | None = None  # groups of rows that hang together; None when every row stands alone
+    looks: tuple[Look, ...] = ()  # every time this test set was scored, oldest first
+    judges: tuple[Judge, ...] = ()
+    duels: tuple[Duel, ...] = ()
+    general: Measurement | None = None  # the same models on a general suite: what tuning has cost elsewhere
 
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises KeyError."""

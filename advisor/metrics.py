@@ -6,6 +6,9 @@ Three tasks, each with its own metrics (all 0 or 1 per row, except ``field_accur
     label  accuracy (primary: labels equal after normalising), exact_match
     text   normalised_match (primary), exact_match
 
+Further ones may be asked for by name: those of ``text_metrics`` and, for rows that say whether a model should decline, ``refusal_right``
+with its two halves, ``declines_when_due`` and ``answers_when_due``.
+
 Strict reading of JSON: the whole answer, without surrounding white space, must be one JSON value. JSON inside a code
 fence counts only where ``fenced`` says so, because a program that reads the answer would fail on the fence.
 Not JSON either: NaN and infinities, an object with one key twice, nesting deeper than 100, more than 1,000,000
@@ -23,7 +26,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tuneport.core.errors import DataError
+from tuneport.advisor.refusals import declines
+from tuneport.advisor.text_metrics import TextMetric, text_metric
+from tuneport.core.errors import DataError, UsageError
 
 Task = Literal["json", "label", "text"]
 
@@ -35,6 +40,8 @@ MAX_LABEL_CHARS = 80
 
 PRIMARY: Mapping[Task, str] = {"json": "exact_match", "label": "accuracy", "text": "normalised_match"}
 """The metric that comparisons and the decision rest on."""
+
+REFUSALS = ("refusal_right", "declines_when_due", "answers_when_due")
 
 _FENCE = "```"
 _QUOTES = " \"'`*"
@@ -62,16 +69,23 @@ class Scorer:
     schema: dict[str, Any] | bool | None = None
     fenced: bool = False
     tolerance: float = 0.0
+    extras: tuple[str, ...] = ()  # names of ``text_metrics``
+    refusals: bool = False  # rows say whether a model should decline
+    primary_metric: str | None = None  # in place of the task's own
     _validator: Any = field(init=False, repr=False, compare=False, default=None)
+    _extra: Mapping[str, TextMetric] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.schema is not None:
             object.__setattr__(self, "_validator", _validator(self.schema))
+        object.__setattr__(self, "_extra", {name: text_metric(name, self.tolerance) for name in self.extras})
+        if self.primary_metric is not None and self.primary_metric not in self.metrics:
+            raise UsageError(f"{self.primary_metric!r} is not measured here", fix=f"choose one of: {', '.join(self.metrics)}")
 
     @property
     def primary(self) -> str:
         """Name of the metric that decisions rest on."""
-        return PRIMARY[self.task]
+        return self.primary_metric or PRIMARY[self.task]
 
     @property
     def has_labels(self) -> bool:
@@ -81,6 +95,11 @@ class Scorer:
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the metrics per row, the primary one first."""
+        names = (*self._of_task, *self.extras, *(REFUSALS if self.refusals else ()))
+        return tuple(sorted(names, key=lambda name: name != self.primary))
+
+    @property
+    def _of_task(self) -> tuple[str, ...]:
         if self.task == "label":
             return ("accuracy", "exact_match")
         if self.task == "text":
@@ -89,15 +108,32 @@ class Scorer:
         fields = (*(f"field.{name}" for name in self.fields), "field_accuracy") if self.fields else ()
         return ("exact_match", "normalised_match", "json_valid", *schema, *fields)
 
-    def score(self, expected: str, answer: str) -> dict[str, float]:
-        """Each metric of ``metrics`` for one answer, in 0..1. Never raises on the answer's account."""
+    def score(
+        self, expected: str, answer: str, *, context: str | None = None, should_decline: bool | None = None, declined: bool = False
+    ) -> dict[str, float]:
+        """Each metric of ``metrics`` that the row has use for, in 0..1. Never raises on the answer's account.
+
+        ``declined``: the vendor marks the answer as a refusal; otherwise its wording tells.
+        """
+        scores = self._task_scores(expected, answer)
+        scores |= {name: value for name, metric in self._extra.items() if (value := metric(expected, answer, context)) is not None}
+        if self.refusals and should_decline is not None:
+            right = float((declined or declines(answer)) == should_decline)
+            scores |= {"refusal_right": right, "declines_when_due" if should_decline else "answers_when_due": right}
+        return {name: scores[name] for name in self.metrics if name in scores}
+
+    def unanswered(self, *, context: str | None = None, should_decline: bool | None = None) -> dict[str, float]:
+        """The scores of a row without an answer: 0 in whatever the row has use for."""
+        return dict.fromkeys(self.score("", "", context=context, should_decline=should_decline), 0.0)
+
+    def _task_scores(self, expected: str, answer: str) -> dict[str, float]:
         if len(answer) > max(MAX_CHARS, 2 * len(expected)):
-            return dict.fromkeys(self.metrics, 0.0)
+            return dict.fromkeys(self._of_task, 0.0)
         if self.task == "json":
             return self._score_json(expected, answer)
         exact = expected.strip() == answer.strip()
         match = exact or _same_text(expected, answer, self.tolerance)
-        return {self.primary: float(match), "exact_match": float(exact)}
+        return {PRIMARY[self.task]: float(match), "exact_match": float(exact)}
 
     def label(self, text: str) -> str | None:
         """The label that a text carries, in a form that compares; None when it carries none (or is too long to be one)."""
@@ -168,6 +204,9 @@ def make_scorer(
     schema: dict[str, Any] | bool | None = None,
     fenced: bool = False,
     tolerance: float = 0.0,
+    extras: tuple[str, ...] = (),
+    refusals: bool = False,
+    primary: str | None = None,
 ) -> Scorer:
     """A scorer for these expected answers.
 
@@ -178,8 +217,9 @@ def make_scorer(
     """
     parsed = [parse_json(text) for text in expected]
     chosen = task or _detect(expected, parsed, labelled)
+    more: dict[str, Any] = {"tolerance": tolerance, "extras": extras, "refusals": refusals, "primary_metric": primary}
     if chosen != "json":
-        return Scorer(task=chosen, tolerance=tolerance)
+        return Scorer(task=chosen, **more)
     unreadable = sum(value is MISSING for value in parsed)
     if unreadable:
         raise DataError(f"{unreadable} of {len(parsed)} expected answers are not JSON", fix="correct these rows, or measure with task text")
@@ -190,7 +230,7 @@ def make_scorer(
     kept = {name for name, _ in counts.most_common(MAX_FIELDS)}
     fields = tuple(name for name in counts if name in kept)
     by = label_field or next((name for name in fields if _is_category([v.get(name, MISSING) for v in objects])), None)
-    return Scorer(task="json", fields=fields, label_field=by, schema=schema, fenced=fenced, tolerance=tolerance)
+    return Scorer(task="json", fields=fields, label_field=by, schema=schema, fenced=fenced, **more)
 
 
 def load_schema(path: Path) -> dict[str, Any] | bool:

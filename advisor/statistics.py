@@ -7,6 +7,9 @@ Every interval is two-sided; alpha is 0.05 unless a function takes it. Sources, 
   with the continuity-corrected phi coefficient).
 - McNemar: the exact binomial form on the discordant rows.
 - Bootstrap: Efron's percentile interval over rows; both arms are resampled together.
+- Clusters (rows of one document, conversation or prompt): the sandwich estimator of a mean with the correction G / (G - 1),
+  and t with G - 1 degrees of freedom, for G clusters (Liang and Zeger, Biometrika 73:13, 1986; Miller, arXiv 2411.00640).
+- Cohen's kappa: the large-sample variance of Fleiss, Cohen and Everitt, Psychol. Bull. 72:323 (1969).
 - Power: paired binary data with discordance d, n = (z_a + z_b)^2 (d - delta^2) / delta^2 (Connor 1987, with the normal
   approximation under the alternative); plan for paired differences as in Miller, arXiv 2411.00640 (2024).
 """
@@ -58,6 +61,52 @@ def mean_interval(scores: Sequence[float], *, alpha: float = ALPHA) -> Estimate:
 
     half = float(stdtrit(n - 1, 1 - alpha / 2)) * spread / math.sqrt(n)
     return Estimate(value=mean, low=max(0.0, mean - half), high=min(1.0, mean + half), n=n, method="t")
+
+
+def clustered_mean(scores: Sequence[float], clusters: Sequence[Hashable], *, alpha: float = ALPHA) -> Estimate:
+    """The mean of scores in 0..1 where rows of one cluster hang together, with its cluster-robust t interval, cut at 0 and 1.
+
+    Where no spread is left between clusters, the Wilson interval of as many rows as there are clusters stands in.
+    """
+    mean, half, groups, _ = _clustered(scores, clusters, alpha)
+    if half == 0 or groups == 1:
+        low, high = _wilson_limits(mean * groups, groups, alpha)
+        return Estimate(value=mean, low=low, high=high, n=len(scores), method=f"Wilson over {groups} clusters (no spread between them)")
+    low, high = max(0.0, mean - half), min(1.0, mean + half)
+    return Estimate(value=mean, low=low, high=high, n=len(scores), method=f"cluster-robust t ({groups} clusters)")
+
+
+def clustered_difference(
+    baseline: Sequence[float], challenger: Sequence[float], clusters: Sequence[Hashable], *, alpha: float = ALPHA
+) -> tuple[Estimate, float]:
+    """Mean of challenger minus mean of baseline over the same rows, where rows of one cluster hang together: (interval, p-value).
+
+    With one cluster nothing is known: the interval is -1..1 and p is 1. The same holds where no spread is left between clusters
+    but a difference is.
+    """
+    n = _paired_rows(baseline, challenger)
+    mean, half, groups, p_value = _clustered([after - before for before, after in zip(baseline, challenger, strict=True)], clusters, alpha)
+    method = f"cluster-robust t on differences ({groups} clusters)"
+    if half == 0:
+        reach = 1.0 if groups == 1 or mean else 0.0
+        return Estimate(value=mean, low=min(mean, -reach), high=max(mean, reach), n=n, method=f"{method}; no spread between them"), 1.0
+    return Estimate(value=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), n=n, method=method), p_value
+
+
+def _clustered(scores: Sequence[float], clusters: Sequence[Hashable], alpha: float) -> tuple[float, float, int, float]:
+    """(mean, half width, number of clusters, p-value against a mean of 0)."""
+    n = _paired_rows(scores, clusters)
+    values = np.asarray(scores, dtype=float)
+    codes: dict[Hashable, int] = {}
+    index = np.asarray([codes.setdefault(cluster, len(codes)) for cluster in clusters])
+    mean, groups = float(values.mean()), len(codes)
+    sums = np.bincount(index, weights=values - mean, minlength=groups)
+    if groups == 1 or np.abs(sums).max() < 1e-12:
+        return mean, 0.0, groups, 1.0
+    from scipy.special import stdtr, stdtrit  # noqa: PLC0415
+
+    error = math.sqrt(float(sums @ sums) * groups / (groups - 1)) / n
+    return mean, float(stdtrit(groups - 1, 1 - alpha / 2)) * error, groups, 2 * float(stdtr(groups - 1, -abs(mean) / error))
 
 
 def newcombe_paired(both: int, only_baseline: int, only_challenger: int, neither: int, *, alpha: float = ALPHA) -> Estimate:
@@ -125,6 +174,46 @@ def bootstrap_macro_f1(
     value = float(_macro_f1(cells, counts[None, :], labels)[0])
     draws = np.concatenate([_macro_f1(cells, chunk, labels) for chunk in _resampled(counts, n, resamples, seed, width=labels)])
     return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0))
+
+
+def micro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
+    """F1 over all rows together. It equals the accuracy unless answers carry none of the labels that occur in ``expected``."""
+    _paired_rows(expected, predicted)
+    cells, counts, labels = _cells(expected, predicted)
+    return float(_micro_f1(cells, counts[None, :], labels)[0])
+
+
+def bootstrap_micro_f1(
+    expected: Sequence[_T], predicted: Sequence[_T | None], *, resamples: int = RESAMPLES, seed: int = 0, alpha: float = ALPHA
+) -> Estimate:
+    """Micro-F1 with a bootstrap interval over rows."""
+    n = _paired_rows(expected, predicted)
+    cells, counts, labels = _cells(expected, predicted)
+    value = float(_micro_f1(cells, counts[None, :], labels)[0])
+    draws = np.concatenate([_micro_f1(cells, chunk, labels) for chunk in _resampled(counts, n, resamples, seed)])
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0))
+
+
+def kappa(one: Sequence[_T], other: Sequence[_T], *, alpha: float = ALPHA) -> Estimate | None:
+    """Cohen's kappa of two raters of the same things, in -1..1: agreement beyond chance. None where chance alone agrees always,
+    i.e. where both gave one and the same rating throughout."""
+    n = _paired_rows(one, other)
+    codes: dict[object, int] = {}
+    pairs = [(codes.setdefault(a, len(codes)), codes.setdefault(b, len(codes))) for a, b in zip(one, other, strict=True)]
+    table = np.zeros((len(codes), len(codes)))
+    for a, b in pairs:
+        table[a, b] += 1 / n
+    rows, columns, agreed = table.sum(axis=1), table.sum(axis=0), np.diag(table)
+    chance = float(rows @ columns)
+    if chance >= 1 - 1e-12:
+        return None
+    value = (float(agreed.sum()) - chance) / (1 - chance)
+    on = float(agreed @ (1 - (rows + columns) * (1 - value)) ** 2)
+    spread = table * (columns[:, None] + rows[None, :]) ** 2
+    off = (1 - value) ** 2 * float(spread.sum() - np.trace(spread))
+    variance = (on + off - (value - chance * (1 - value)) ** 2) / ((1 - chance) ** 2 * n)
+    half = NormalDist().inv_cdf(1 - alpha / 2) * math.sqrt(max(0.0, variance))
+    return Estimate(value=value, low=max(-1.0, value - half), high=min(1.0, value + half), n=n, method="Cohen's kappa, large sample")
 
 
 def bootstrap_macro_f1_difference(
@@ -276,3 +365,10 @@ def _macro_f1(cells: NDArray[np.int64], weights: NDArray[np.int64], labels: int)
     f1 = 2 * hits / np.maximum(support + guessed, 1)
     present = support > 0
     return np.asarray((f1 * present).sum(axis=1) / present.sum(axis=1), dtype=np.float64)
+
+
+def _micro_f1(cells: NDArray[np.int64], weights: NDArray[np.int64], labels: int) -> NDArray[np.float64]:
+    """Micro-F1 of each row of ``weights`` (counts of the cells): precision over the answers that carry a label, recall over all."""
+    true, guess = cells[:, 0], cells[:, 1]
+    hits, guessed = weights @ (true == guess), weights @ (guess < labels)
+    return np.asarray(2 * hits / (weights.sum(axis=1) + guessed), dtype=np.float64)

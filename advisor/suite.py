@@ -12,18 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tuneport.advisor.metrics import Scorer, Task, load_schema, make_scorer, normalise
+from tuneport.advisor.prompts import check_template, is_system, messages
+from tuneport.advisor.text_metrics import NEEDS_CONTEXT
 from tuneport.core.data.rows import Message, Row
 from tuneport.core.errors import DataError, UsageError
 from tuneport.core.spec import JobSpec
 
 SHOTS_PER_GROUP = 64  # kept while the training rows stream by; bounds memory
+_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 _KEPT_KEYS = ("role", "content", "name")  # the rest of a message concerns training (weight) or is an answer's (reasoning)
 
 
@@ -36,6 +39,19 @@ class Item:
     file: str
     line: int
     label: str | None = None
+    context: str | None = None  # what retrieval found for the question
+    should_decline: bool | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # without the expected answer
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Which of the rows' columns mean something to a measurement; None: none does."""
+
+    reference: str | None = None  # the expected answer, where rows end with the user's turn (rft)
+    context: str | None = None
+    cluster: str | None = None  # rows with the same value hang together: one document, one conversation, one customer
+    decline: str | None = None  # true where a model should decline
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,8 @@ class EvalSuite:
     groups: tuple[tuple[Item, ...], ...]  # candidates for few-shot examples, largest group first
     contaminated: tuple[int, ...]  # indexes of items whose prompt is among the training rows
     repeated: int  # items whose prompt an earlier item has
+    clusters: tuple[int, ...] = ()  # each item's cluster: by the cluster column, else items with one prompt; () when all stand alone
+    part: Literal["test", "validation"] = "test"
 
     def __len__(self) -> int:
         return len(self.items)
@@ -69,14 +87,20 @@ class EvalSuite:
             )
         return tuple(chosen)
 
-    def prompts(self, shots: int = 0, instruction: str | None = None) -> list[tuple[Message, ...]]:
-        """What to send for each item: its system prompt, then the examples as turns, then its own turns.
+    def prompts(
+        self, shots: int = 0, instruction: str | None = None, *, template: str | None = None, context: bool = False
+    ) -> list[tuple[Message, ...]]:
+        """What to send for each item: its system prompt, then the examples as turns, then its own turns (``prompts`` has the rules).
 
         ``instruction`` stands in place of the item's system prompt: a prompted model may need more words than a tuned one.
+        ``context`` puts what retrieval found before the question.
         """
-        examples = [turn for item in self.few_shot(shots) for turn in (*_turns(item), {"role": "assistant", "content": item.expected})]
-        own = ({"role": "system", "content": instruction},) if instruction else ()
-        return [(*(own or _system(item)), *examples, *_turns(item)) for item in self.items]
+        if template is not None:
+            check_template(template, shots)
+        if context and all(item.context is None for item in self.items):
+            raise UsageError("no row of the suite has a context", fix="name the column that holds it: --context-column NAME")
+        examples = self.few_shot(shots)
+        return [messages(item, examples, instruction, template, context=context) for item in self.items]
 
 
 def load_suite(
@@ -85,31 +109,40 @@ def load_suite(
     schema: Path | None = None,
     task: Task | None = None,
     label_field: str | None = None,
-    reference: str | None = None,
+    columns: Columns = Columns(),
     fenced: bool = False,
     tolerance: float = 0.0,
+    extras: tuple[str, ...] = (),
+    primary: str | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    part: Literal["test", "validation"] = "test",
 ) -> EvalSuite:
     """The suite of a job spec: its test rows, with few-shot candidates from its training rows.
 
-    Raises UsageError when the spec holds no rows out, DataError when rows are faulty or cannot be scored.
+    ``part`` "validation" measures on the validation rows instead, for choosing prompts while the test rows stay sealed.
+    Raises UsageError when the spec holds no such rows out, DataError when rows are faulty or cannot be scored.
     """
     from tuneport.core.data.load import open_rows  # noqa: PLC0415  keeps the readers out of imports of this module
 
-    if spec.data.test is None and not spec.data.split.test:
-        raise UsageError("the spec holds no test rows out, so nothing can be measured", fix="set data.test, or data.split.test to e.g. 0.1")
+    file, share = getattr(spec.data, part), getattr(spec.data.split, part)
+    if file is None and not share:
+        fix = f"set data.{part}, or data.split.{part} to e.g. 0.1"
+        raise UsageError(f"the spec holds no {part} rows out, so nothing can be measured", fix=fix)
     return build_suite(
-        open_rows(spec, "test"),
+        open_rows(spec, part),
         open_rows(spec, "train"),
-        source=spec.data.test or f"{spec.data.train} ({spec.data.split.test:.0%} held out)",
+        source=file or f"{spec.data.train} ({share:.0%} held out)",
+        part=part,
         system_prompt=spec.data.system_prompt,
         schema=load_schema(schema) if schema else None,
         task=task,
         label_field=label_field,
-        reference=reference,
+        columns=columns,
         fenced=fenced,
         tolerance=tolerance,
+        extras=extras,
+        primary=primary,
         max_tokens=max_tokens,
         seed=seed,
     )
@@ -124,23 +157,27 @@ def build_suite(
     schema: dict[str, Any] | bool | None = None,
     task: Task | None = None,
     label_field: str | None = None,
-    reference: str | None = None,
+    columns: Columns = Columns(),
     fenced: bool = False,
     tolerance: float = 0.0,
+    extras: tuple[str, ...] = (),
+    primary: str | None = None,
     max_tokens: int | None = None,
     seed: int = 0,
+    part: Literal["test", "validation"] = "test",
 ) -> EvalSuite:
     """A suite from rows. ``train`` is read once and streamed.
 
-    ``system_prompt`` is put before rows that have none. ``reference`` names the column with the expected answer of
-    rows that end with the user's turn (rft). ``task``, ``label_field``, ``schema``, ``fenced`` and ``tolerance`` go to
-    ``make_scorer``. ``max_tokens``, unless given, leaves the longest expected answer room: half its bytes plus 32,
-    between 64 and 4096 (a token of running text is 3 to 5 bytes).
+    ``system_prompt`` is put before rows that have none. ``task``, ``label_field``, ``schema``, ``fenced``, ``tolerance``,
+    ``extras`` (names of further metrics) and ``primary`` go to ``make_scorer``. ``max_tokens``, unless given, leaves the
+    longest expected answer room: half its bytes plus 32, between 64 and 4096 (a token of running text is 3 to 5 bytes).
     """
     rows = list(test)
     if not rows:
         raise DataError(f"{source} holds no test rows", fix="add rows, or raise data.split.test")
-    items = tuple(_item(row, system_prompt, reference) for row in rows)
+    items = tuple(_item(row, system_prompt, columns) for row in rows)
+    if columns.context is None and (idle := sorted(NEEDS_CONTEXT.intersection(extras))):
+        raise UsageError(f"{', '.join(idle)} compares answers with a context", fix="name the column that holds it: --context-column NAME")
     scorer = make_scorer(
         [item.expected for item in items],
         task=task,
@@ -149,9 +186,14 @@ def build_suite(
         schema=schema,
         fenced=fenced,
         tolerance=tolerance,
+        extras=extras,
+        refusals=columns.decline is not None,
+        primary=primary,
     )
     prompts = [_prompt_key(item.messages) for item in items]
-    groups, met = _candidates(train, frozenset(prompts), scorer, seed=seed, system_prompt=system_prompt, reference=reference)
+    together = [_cluster(row, columns.cluster) for row in rows] if columns.cluster else prompts
+    codes = {value: code for code, value in enumerate(dict.fromkeys(together))}
+    groups, met = _candidates(train, frozenset(prompts), scorer, seed=seed, system_prompt=system_prompt, columns=columns)
     longest = max(len(item.expected.encode("utf-8", "replace")) for item in items)
     return EvalSuite(
         source=source,
@@ -162,6 +204,8 @@ def build_suite(
         groups=groups,
         contaminated=tuple(index for index, key in enumerate(prompts) if key in met),
         repeated=len(prompts) - len(set(prompts)),
+        clusters=tuple(codes[value] for value in together) if len(codes) < len(items) else (),
+        part=part,
     )
 
 
@@ -172,7 +216,7 @@ def _candidates(
     *,
     seed: int,
     system_prompt: str | None,
-    reference: str | None,
+    columns: Columns,
 ) -> tuple[tuple[tuple[Item, ...], ...], frozenset[str]]:
     """Few-shot candidates by group, and the test prompts that occur in the training rows.
 
@@ -189,7 +233,7 @@ def _candidates(
             met.add(prompt)
             continue
         try:
-            item = _item(row, system_prompt, reference)
+            item = _item(row, system_prompt, columns)
         except DataError:  # fit to train on, but with no answer to show: no candidate, as the module's head says
             continue
         group = scorer.label(item.expected) if scorer.has_labels else None
@@ -206,14 +250,47 @@ def _candidates(
     return tuple(tuple(item for _, item in sorted(heaps[group], key=lambda entry: -entry[0])) for group in order), frozenset(met)
 
 
-def _item(row: Row, system_prompt: str | None, reference: str | None) -> Item:
-    messages, expected = _question_and_answer(row, reference)
-    if row.tools or any(message.get("tool_calls") or message.get("role") == "tool" for message in messages):
+def _item(row: Row, system_prompt: str | None, columns: Columns) -> Item:
+    asked, expected = _question_and_answer(row, columns.reference)
+    if row.tools or any(message.get("tool_calls") or message.get("role") == "tool" for message in asked):
         raise _unusable(row, "uses tools, which an evaluation does not offer to the model", "leave the row out of the test file")
-    kept = tuple({key: message[key] for key in _KEPT_KEYS if key in message} for message in messages)
-    if system_prompt and not any(map(_is_system, kept)):
+    kept = tuple({key: message[key] for key in _KEPT_KEYS if key in message} for message in asked)
+    if system_prompt and not any(map(is_system, kept)):
         kept = ({"role": "system", "content": system_prompt}, *kept)
-    return Item(messages=kept, expected=expected, file=row.file, line=row.line, label=row.label)
+    return Item(
+        messages=kept,
+        expected=expected,
+        file=row.file,
+        line=row.line,
+        label=row.label,
+        context=_context(row, columns.context),
+        should_decline=_should_decline(row, columns.decline),
+        columns={name: value for name, value in row.columns.items() if name != columns.reference},
+    )
+
+
+def _context(row: Row, column: str | None) -> str | None:
+    """The column's text; a list of passages becomes paragraphs."""
+    value = row.columns.get(column) if column else None
+    if isinstance(value, list):
+        return "\n\n".join(part if isinstance(part, str) else json.dumps(part, ensure_ascii=False) for part in value)
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cluster(row: Row, column: str) -> str:
+    """Rows that lack the value stand alone."""
+    value = row.columns.get(column)
+    return f"{row.file}:{row.line}" if value is None else json.dumps(value, sort_keys=True, default=str)
+
+
+def _should_decline(row: Row, column: str | None) -> bool | None:
+    value = row.columns.get(column) if column else None
+    if value is None or isinstance(value, bool):
+        return value
+    word = str(value).strip().casefold()
+    if word in _YES or word in _NO:
+        return word in _YES
+    raise _unusable(row, f"says {value!r} in column {column!r}, which is neither yes nor no", "write true or false")
 
 
 def _question_and_answer(row: Row, reference: str | None) -> tuple[Sequence[Message], str]:
@@ -248,21 +325,9 @@ def _unusable(row: Row, what: str, fix: str) -> DataError:
     return DataError(f"{row.file}:{row.line} {what}", fix=fix)
 
 
-def _is_system(message: Message) -> bool:
-    return message.get("role") in ("system", "developer")
-
-
-def _system(item: Item) -> tuple[Message, ...]:
-    return tuple(message for message in item.messages if _is_system(message))
-
-
-def _turns(item: Item) -> tuple[Message, ...]:
-    return tuple(message for message in item.messages if not _is_system(message))
-
-
-def _prompt_key(messages: Sequence[Message]) -> str:
+def _prompt_key(turns_of: Sequence[Message]) -> str:
     """Equal for prompts that differ in case, spacing or system prompt only."""
-    turns = [m for m in messages if not _is_system(m)]
+    turns = [m for m in turns_of if not is_system(m)]
     return _sha([[m.get("role"), normalise(text) if isinstance(text := m.get("content"), str) else text] for m in turns])
 
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneport.advisor.measure import Progress, compare, measure, power_of, run_arm
+from tuneport.advisor.arm import Progress, run_arm
+from tuneport.advisor.measure import compare, measure, power_of
 from tuneport.advisor.measurement import Measurement
-from tuneport.advisor.suite import EvalSuite, build_suite, load_suite
+from tuneport.advisor.suite import Columns, EvalSuite, build_suite, load_suite
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageError
 from tuneport.core.provider import ChatReply, ChatRequest
@@ -34,7 +35,8 @@ class Scripted:
         self.asked: list[ChatRequest] = []
 
     def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        shuffled = random.Random(0).sample(list(requests), len(list(requests)))
+        everything = list(requests)
+        shuffled = random.Random(0).sample(everything, len(everything))
         for request in shuffled:
             if self.fail_after is not None and len(self.asked) >= self.fail_after:
                 raise ProviderError("the service went away", fix="run again")
@@ -121,7 +123,7 @@ def test_training_rows_without_an_answer_are_no_candidates() -> None:
 def test_answers_from_a_reference_column_and_from_preferences() -> None:
     question = ({"role": "user", "content": "2+2?"},)
     rft = Row(kind="chat", file="t", line=1, messages=question, columns={"answer": 4})
-    assert build_suite([rft], source="t", reference="answer").items[0].expected == "4"
+    assert build_suite([rft], source="t", columns=Columns(reference="answer")).items[0].expected == "4"
     four, five = {"role": "assistant", "content": "4"}, {"role": "assistant", "content": "5"}
     pair = Row(kind="preference", file="t", line=1, messages=question, chosen=four, rejected=five)
     assert build_suite([pair], source="t").items[0].expected == "4"
@@ -390,7 +392,7 @@ def test_label_suite() -> None:
     labels = ["card lost", "refund", "top up"]
     suite = build_suite([chat_row(f"q {i}", labels[i % 3], i, label=labels[i % 3]) for i in range(30)], source="t")
     arm = run_arm(Scripted(lambda messages: labels[number(messages) % 3].title() + "."), "m", suite, name="a")
-    assert (suite.scorer.task, list(arm.metrics)) == ("label", ["accuracy", "exact_match", "macro_f1"])
+    assert (suite.scorer.task, list(arm.metrics)) == ("label", ["accuracy", "exact_match", "macro_f1", "micro_f1"])
     assert (arm.metrics["accuracy"].value, arm.metrics["exact_match"].value, arm.metrics["macro_f1"].value) == (1, 0, 1)
 
 
