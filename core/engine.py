@@ -14,21 +14,17 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tuneport.core.accounts import calibration_of, job_costs
-from tuneport.core.calibration import Calibration, JobCost, calibrated
 from tuneport.core.errors import DataError, LedgerError, ProviderError, TuneportError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
 from tuneport.core.keys import new_job_id
 from tuneport.core.ledger import JobRecord, Ledger, Step
 from tuneport.core.ledger.records import unread
-from tuneport.core.plan import Plan
 from tuneport.core.provider import OnProgress, OpenRows, Provider
 from tuneport.core.reading import Reader, offered
 from tuneport.core.retry import retrying, verdict
-from tuneport.core.spec import JobSpec
 from tuneport.core.submission import (
     RESUME_FIX,
     Reconciled,
@@ -39,6 +35,11 @@ from tuneport.core.submission import (
     source_facts,
 )
 from tuneport.core.watching import LONGEST_POLL_S, Watcher
+
+if TYPE_CHECKING:  # what knows specs, plans and money loads pydantic, 0.2 s that listing jobs does not need
+    from tuneport.core.calibration import Calibration, JobCost
+    from tuneport.core.plan import Plan
+    from tuneport.core.spec import JobSpec
 
 __all__ = ["Engine", "Job", "OnUpdate", "Reconciled", "TunedModel", "Update"]
 
@@ -85,6 +86,8 @@ class Engine:
         Raises RefusedError, BudgetError or SpecError before anything is written or sent; afterwards the provider's
         error: the job has then failed if that proves that nothing was made, else it stays resumable.
         """
+        from tuneport.core.calibration import calibrated  # noqa: PLC0415 - see the head of this file
+
         cost = calibrated(plan.cost, self.calibration(plan.provider))
         check_before_spending(spec, plan.model_copy(update={"cost": cost}))
         spec = _with_absolute_paths(spec)
@@ -204,10 +207,14 @@ class Engine:
 
         For ``tuneport.core.calibration.calibrated(plan.cost, ...)``.
         """
+        from tuneport.core.accounts import calibration_of  # noqa: PLC0415 - see the head of this file
+
         return calibration_of(self.ledger, provider)
 
     def costs(self, *, limit: int | None = 50, provider: str | None = None) -> list[JobCost]:
         """The latest jobs' estimates beside their bills, newest first. ``tuneport.core.calibration.totals`` adds them up."""
+        from tuneport.core.accounts import job_costs  # noqa: PLC0415 - see the head of this file
+
         return job_costs(self.ledger, self.ledger.latest(limit=limit, provider=provider))
 
     # Changing what exists

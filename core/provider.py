@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tuneport.core.data.facts import JobData
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
 from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
-from tuneport.core.plan import Plan
-from tuneport.core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from tuneport.core.plan import Plan
+    from tuneport.core.spec import JobSpec
 
 OpenRows = Callable[[Literal["train", "validation"]], Iterator[Row]]
 """Streams the rows of one part of the job's data, as often as it is called."""

@@ -18,18 +18,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tuneport.core.errors import BudgetError, Fault, LedgerError, ProviderError, RefusedError, SpecError, TuneportError, UsageError
 from tuneport.core.job import JobState, RemoteJob
 from tuneport.core.ledger import JobRecord, Ledger, Step
 from tuneport.core.ledger.locks import StillHeld
-from tuneport.core.plan import Plan
 from tuneport.core.provider import OnProgress, OpenRows, Provider
 from tuneport.core.reading import offered
 from tuneport.core.retry import retrying, verdict
 from tuneport.core.secrets import find_secrets
-from tuneport.core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from tuneport.core.plan import Plan
+    from tuneport.core.spec import JobSpec
 
 SETTLE_S = 60.0
 """How long a vendor's list may lag behind an accepted create, in seconds (assumed; no vendor states a figure).

@@ -69,7 +69,8 @@ def jobs(
     listing = terminal.table("job", "provider", "model", "method", "state", "estimate", "billed", "submitted (UTC)", "tuned model")
     for job in found:
         r = job.record
-        estimate = "unknown" if r.estimate_usd is None else terminal.usd_range(r.estimate_usd.low, r.estimate_usd.high)
+        low, high = r.estimate_low_usd, r.estimate_high_usd
+        estimate = "unknown" if low is None or high is None else terminal.usd_range(low, high)
         billed = "–" if r.billed_usd is None else terminal.usd(r.billed_usd)
         submitted = f"{r.created_at:%Y-%m-%d %H:%M}"
         listing.add_row(r.id, r.provider, r.model, r.method, _state(job), estimate, billed, submitted, r.tuned_model or "–")

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from tuneport.core.errors import MissingExtraError, TuneportError
 from tuneport.core.job import JobState
-from tuneport.core.money import Range
 from tuneport.core.retry import verdict
+
+if TYPE_CHECKING:
+    from tuneport.core.money import Range
 
 
 class Step(StrEnum):
@@ -103,6 +106,8 @@ def unread(error: TuneportError) -> str:
 
 
 def _range(low: float | None, high: float | None) -> Range | None:
+    from tuneport.core.money import Range  # noqa: PLC0415 - loads pydantic, which listing jobs does not need
+
     return None if low is None or high is None else Range(low=low, high=high)
 
 

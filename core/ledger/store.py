@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection, Engine, Row, Select, Table, insert, select, update
 
 from tuneport.core.errors import LedgerError, UsageError
@@ -20,15 +19,19 @@ from tuneport.core.ledger.database import WRITES, ledger_errors, open_database
 from tuneport.core.ledger.locks import Locks, StillHeld
 from tuneport.core.ledger.records import JobRecord, Step, Transition
 from tuneport.core.ledger.tables import checkpoints, events, jobs, transitions
-from tuneport.core.money import Range
-from tuneport.core.options import ProviderOptions
-from tuneport.core.plan import Plan
 from tuneport.core.secrets import redact
-from tuneport.core.spec import JobSpec
 
 _RECORD = [column for column in jobs.c if column.name not in ("sources", "spec", "plan")]
 _JOBS: Select[Any] = select(*_RECORD)
-_Model = TypeVar("_Model", bound=BaseModel)
+if TYPE_CHECKING:  # pydantic and its models take 0.2 s to load, and listing jobs needs none
+    from pydantic import BaseModel
+
+    from tuneport.core.money import Range
+    from tuneport.core.options import ProviderOptions
+    from tuneport.core.plan import Plan
+    from tuneport.core.spec import JobSpec
+
+_Model = TypeVar("_Model", bound="BaseModel")
 
 
 def _utc_now() -> datetime:
@@ -246,14 +249,20 @@ class Ledger:
 
     def spec(self, job_id: str) -> JobSpec:
         """The spec as submitted."""
+        from tuneport.core.spec import JobSpec  # noqa: PLC0415 - see the head of this file
+
         return self._document(job_id, "spec", JobSpec)
 
     def plan(self, job_id: str) -> Plan:
         """The plan as submitted."""
+        from tuneport.core.plan import Plan  # noqa: PLC0415 - see the head of this file
+
         return self._document(job_id, "plan", Plan)
 
     def options(self, job_id: str) -> ProviderOptions:
         """The options part of the spec as submitted: what it takes to reach the provider that the job was sent to."""
+        from tuneport.core.options import ProviderOptions  # noqa: PLC0415 - see the head of this file
+
         return self._document(job_id, "spec", ProviderOptions, "options")
 
     def sources(self, job_id: str) -> dict[str, tuple[int, int]]:
@@ -314,6 +323,8 @@ class Ledger:
         connection.execute(insert(transitions), row)
 
     def _document(self, job_id: str, column: str, model: type[_Model], part: str | None = None) -> _Model:
+        from pydantic import ValidationError  # noqa: PLC0415 - see the head of this file
+
         document = self._column(job_id, column)
         try:
             return model.model_validate(document if part is None else document.get(part, {}))
