@@ -48,6 +48,7 @@ class Shape:
     vocabulary: int | None = None
     key_value: int | None = None  # width of the key (or value) projection
     context: int | None = None
+    query: int | None = None  # width of the query projection; None: that of the hidden state
 
 
 def packaged_models() -> dict[str, dict[str, Any]]:
@@ -101,7 +102,7 @@ def shape_of(model: str) -> Shape | None:
     name = packaged_name(model)
     if name is not None:
         facts = packaged_models()[name]
-        return Shape(**{field.name: facts[field.name] for field in fields(Shape)})
+        return Shape(**{field.name: facts[field.name] for field in fields(Shape) if field.name in facts})
     config = Path(model).expanduser() / "config.json"
     if config.is_file():
         try:
@@ -131,6 +132,7 @@ def _shape_from_config(config: dict[str, Any]) -> Shape:
         vocabulary=vocabulary,
         key_value=key_value,
         context=text.get("max_position_embeddings"),
+        query=head * heads,
     )
 
 

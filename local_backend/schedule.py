@@ -27,11 +27,11 @@ def warmup_steps(total: int, ratio: float | None, steps: int | None) -> int:
     return steps if steps is not None else math.ceil(round((ratio or 0.0) * total, 6))
 
 
-def batches(lengths: Sequence[int], batch_size: int, total: int, seed: int) -> list[list[int]]:
+def batches(lengths: Sequence[int], batch_size: int, total: int, seed: int, *, alike: bool = True) -> list[list[int]]:
     """Row indices of each of ``total`` batches, all full.
 
     The rows come as shuffled passes one after another, so no row is seen twice more often than another. Within a pass
-    batches hold rows of similar length; their order is random. What is left of a pass begins the next.
+    batches hold rows of similar length if ``alike``; their order is random. What is left of a pass begins the next.
     """
     order = random.Random(seed)  # noqa: S311 - reproducible shuffling, not secrecy
     result: list[list[int]] = []
@@ -43,7 +43,7 @@ def batches(lengths: Sequence[int], batch_size: int, total: int, seed: int) -> l
         whole = min(len(pool) // batch_size, total - len(result)) * batch_size
         taken, carried = pool[:whole], pool[whole:]
         found: list[list[int]] = []
-        bucket = BUCKET_BATCHES * batch_size
+        bucket = (BUCKET_BATCHES if alike else 1) * batch_size
         for start in range(0, whole, bucket):
             ordered = sorted(taken[start : start + bucket], key=lambda i: lengths[i])
             found += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]

@@ -7,6 +7,7 @@ pause, or told so by SIGTERM, it finishes the step in hand, saves a checkpoint a
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from tuneport.local_backend.process import ATTEMPT_VARIABLE, LOCK_VARIABLE
 
 if TYPE_CHECKING:
     from tuneport.local_backend.chat import Encoded
+    from tuneport.local_backend.packed_trainer import FastPass
     from tuneport.local_backend.trainer import Run
 
 STATE_PAUSE = 0.5
@@ -45,6 +47,7 @@ class Worker:
         self._interruptible = False
         self._state = WorkerState("preparing", attempt=int(os.environ.pop(ATTEMPT_VARIABLE, "1")))
         self._written = 0.0
+        self._shortages = 0  # times that memory ran out
 
     def terminate(self, *_: Any) -> None:
         """The SIGTERM handler: ends loading at once, and training after the step in hand."""
@@ -81,6 +84,24 @@ class Worker:
             return
         config = TrainConfig.model_validate_json(self.job.config.read_text(encoding="utf-8"))
         require_training_stack()
+        while True:
+            try:
+                self._attempt(config)
+            except Exception as error:
+                smaller = _smaller(config)
+                if smaller is None or not _out_of_memory(error):
+                    raise
+            else:
+                return
+            config = smaller  # outside the handler, which would keep the failed attempt's memory
+            _release_memory()
+            self._shortages += 1
+            rows = f"{config.micro_batch_size} row{'s' if config.micro_batch_size > 1 else ''}"
+            message = f"out of memory; going on with micro-batches of at most {rows}, the same {config.batch_size} rows per step"
+            self._note(message, level="warning")
+
+    def _attempt(self, config: TrainConfig) -> None:
+        """From the last checkpoint, if there is one, to the finished adapter."""
         self._interruptible = True
         self._stop_if_asked()
         _quieten()
@@ -132,6 +153,7 @@ class Worker:
         fused = speed_up(model) + speed_up_norms(model)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         self._note(f"{trainable:,} trainable parameters in {config.adapter.kind} rank {config.adapter.rank}; {fused} fused layers")
+        fast = self._fast_pass(model, config, encoded["train"]) if device == "cuda" else None
         return Run(
             config=config,
             job=self.job,
@@ -140,10 +162,22 @@ class Worker:
             device=device,
             train=encoded["train"],
             validation=encoded["validation"],
-            checkpointing=device == "cuda" and _needs_checkpointing(model, config, encoded["train"]),
+            checkpointing=device == "cuda" and fast is None and _needs_checkpointing(model, config, encoded["train"]),
             stopping=self.stopping,
             progress=self._progress,
+            fast=fast,
         )
+
+    def _fast_pass(self, model: Any, config: TrainConfig, rows: list[Encoded]) -> FastPass | None:
+        """The packed pass where it exists; the job's story says which pass it is, and why."""
+        from tuneport.local_backend.packed_trainer import fast_pass  # noqa: PLC0415 - imports torch
+
+        fast = fast_pass(model, config, rows, self._shortages)
+        if isinstance(fast, str):
+            self._note(f"rows are padded, not packed: {fast}")
+            return None
+        self._note(f"rows are packed into micro-batches of up to {fast.room.tokens:,} tokens; {fast.room.words()}")
+        return fast
 
     def _encode(self, role: str, config: TrainConfig, tokenizer: Any, model: Any, limit: int | None) -> list[Encoded]:
         from tuneport.local_backend.chat import encode, stop_tokens  # noqa: PLC0415
@@ -214,7 +248,7 @@ class Worker:
     def _explain(self, error: Exception) -> str:
         """One sentence for the job's state. Memory is the usual reason, and has a remedy."""
         text = str(error)
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        if _out_of_memory(error):
             return (
                 "out of memory; raise training.gradient_accumulation (smaller micro-batches, same result), shorten the rows, "
                 "lower tuning.rank, or choose a smaller model"
@@ -223,6 +257,27 @@ class Worker:
             return f"{error.strerror or text} ({error.filename or self.job.path}); free the disk or mend the permission, then resume"
         first = text.strip().splitlines()
         return f"{type(error).__name__}: {first[0] if first else 'no message'}; the whole story is in {self.job.log}"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Did memory run out, on the GPU or off it?"""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _smaller(config: TrainConfig) -> TrainConfig | None:
+    """The same run in micro-batches of half the rows or fewer; None when they hold one row."""
+    size = config.micro_batch_size
+    if size == 1:
+        return None
+    rows = next(n for n in range(size // 2, 0, -1) if config.batch_size % n == 0)
+    return config.model_copy(update={"micro_batch_size": rows, "gradient_accumulation": config.batch_size // rows})
+
+
+def _release_memory() -> None:
+    import torch  # noqa: PLC0415
+
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing happens without a GPU
 
 
 def _quieten() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tuneport.local_backend.best import BestAdapter
 from tuneport.local_backend.chat import IGNORED, Encoded
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir
+from tuneport.local_backend.packed_trainer import FastPass, PackedTrainer, packed_validation_loss
 from tuneport.local_backend.planned import Planned
 from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import total_steps
@@ -42,6 +44,7 @@ class Run:
     checkpointing: bool  # recompute activations to save memory
     stopping: Callable[[], bool]  # must the run end early?
     progress: Callable[[int, int, float | None], None]  # step, of how many, seconds left
+    fast: FastPass | None = None  # the packed pass, where the model and the device allow it
 
     @property
     def steps(self) -> int:
@@ -99,6 +102,8 @@ class LocalTrainer(Planned, SFTTrainer):
 
 def validation_loss(run: Run) -> float:
     """Mean loss over all labelled tokens of the validation rows, in nats."""
+    if run.fast is not None:
+        return packed_validation_loss(run, run.fast)
     pad = _pad_token(run.tokenizer)
     rows = sorted(run.validation, key=lambda row: len(row.input_ids))
     batch = run.config.micro_batch_size * VALIDATION_FACTOR
@@ -147,8 +152,11 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
         remove_unused_columns=False,
         dataloader_pin_memory=run.device == "cuda",
     )
-    trainer = LocalTrainer(
-        run,
+    make: Callable[..., Any] = partial(LocalTrainer, run)
+    if run.fast is not None:
+        settings.gradient_accumulation_steps = 1  # a step is one item of the loader, whatever its parts
+        make = partial(PackedTrainer, run, run.fast)
+    trainer = make(
         model=run.model,
         args=settings,
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in run.train]),
