@@ -17,16 +17,11 @@ from torch.nn.functional import cross_entropy
 from trl import SFTConfig, SFTTrainer
 
 from tuneport.local_backend.best import BestAdapter
-from tuneport.local_backend.chat import IGNORED
+from tuneport.local_backend.chat import IGNORED, Encoded
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir
-<<<<<<< HEAD
 from tuneport.local_backend.packed_trainer import FastPass, PackedTrainer, packed_validation_loss
 from tuneport.local_backend.planned import Planned
-=======
-from tuneport.local_backend.models import pad_token
-from tuneport.local_backend.planned import Planned, arguments
->>>>>>> 6f72393 (Local backend: dpo, kto, orpo, simpo, cpt and rft beside sft, by lora, qlora, dora, rslora, full, prefix and prompt tuning)
 from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import total_steps
 from tuneport.local_backend.story import Story
@@ -41,14 +36,12 @@ class Run:
 
     config: TrainConfig
     job: JobDir
-    model: Any  # in sft and cpt with its adapter; the other methods' trainers make theirs
+    model: Any  # with its adapter
     tokenizer: Any
-    stops: frozenset[int]  # tokens that end an answer
     device: str
-    train: Sequence[Any]  # sequences of the method's kind (``sequences``)
-    validation: Sequence[Any]
+    train: Sequence[Encoded]
+    validation: Sequence[Encoded]
     checkpointing: bool  # recompute activations to save memory
-    mixed: bool  # weights in fp32, computation in bf16
     stopping: Callable[[], bool]  # must the run end early?
     progress: Callable[[int, int, float | None], None]  # step, of how many, seconds left
     fast: FastPass | None = None  # the packed pass, where the model and the device allow it
@@ -94,6 +87,7 @@ class LocalTrainer(Planned, SFTTrainer):
 
     def __init__(self, run: Run, **settings: Any) -> None:
         self.run = run
+        self.tokens = 0  # seen by this process, without padding
         super().__init__(**settings)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -108,13 +102,9 @@ class LocalTrainer(Planned, SFTTrainer):
 
 def validation_loss(run: Run) -> float:
     """Mean loss over all labelled tokens of the validation rows, in nats."""
-<<<<<<< HEAD
     if run.fast is not None:
         return packed_validation_loss(run, run.fast)
     pad = _pad_token(run.tokenizer)
-=======
-    pad = pad_token(run.tokenizer)
->>>>>>> 6f72393 (Local backend: dpo, kto, orpo, simpo, cpt and rft beside sft, by lora, qlora, dora, rslora, full, prefix and prompt tuning)
     rows = sorted(run.validation, key=lambda row: len(row.input_ids))
     batch = run.config.micro_batch_size * VALIDATION_FACTOR
     total, count = 0.0, 0
@@ -124,8 +114,7 @@ def validation_loss(run: Run) -> float:
         for start in range(0, len(rows), batch):
             part = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows[start : start + batch]]
             inputs = {name: tensor.to(run.device) for name, tensor in collate(part, pad).items()}
-            with torch.autocast(run.device, torch.bfloat16, enabled=run.mixed):
-                loss, labelled = label_loss(run.model, share_prefix(run.model, inputs))
+            loss, labelled = label_loss(run.model, share_prefix(run.model, inputs))
             total, count = total + float(loss), count + labelled
     run.model.train(training)
     return total / count
@@ -135,8 +124,8 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
     """Train from the start, or from a checkpoint, handing adapters to ``best``. True when early stopping ended the run."""
     from datasets import Dataset  # noqa: PLC0415
 
+    config = run.config
     story = Story(run, best, lambda: validation_loss(run))
-<<<<<<< HEAD
     pad = _pad_token(run.tokenizer)
     settings = SFTConfig(
         output_dir=str(run.job.checkpoints),
@@ -168,12 +157,6 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
         settings.gradient_accumulation_steps = 1  # a step is one item of the loader, whatever its parts
         make = partial(PackedTrainer, run, run.fast)
     trainer = make(
-=======
-    pad = pad_token(run.tokenizer)
-    settings = SFTConfig(**arguments(run), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    trainer = LocalTrainer(
-        run,
->>>>>>> 6f72393 (Local backend: dpo, kto, orpo, simpo, cpt and rft beside sft, by lora, qlora, dora, rslora, full, prefix and prompt tuning)
         model=run.model,
         args=settings,
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in run.train]),
@@ -184,3 +167,8 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
     story.attach(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return story.stopped_early
+
+
+def _pad_token(tokenizer: Any) -> int:
+    """Any id does: padding has neither attention nor loss."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
