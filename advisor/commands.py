@@ -33,7 +33,10 @@ def baseline(
     ] = None,
     json_schema: SchemaOption = None,
 ) -> None:
-    """Measure how far prompting gets the base model on the held-out rows: the bar that tuning must beat."""
+    """Measure how far prompting gets the base model.
+
+    On the held-out rows: the bar that tuning must beat.
+    """
     from tuneport.core.catalogue import load_catalogue
     from tuneport.core.spec_file import load_spec
 
@@ -52,7 +55,7 @@ def evaluate(
     out: OutOption = Path("measurement.json"),
     json_schema: SchemaOption = None,
 ) -> None:
-    """Measure a tuned model on the same held-out rows and pair it with the baselines."""
+    """Measure a tuned model, paired with the baselines."""
     from tuneport.core.spec_file import load_spec
 
     handle = find_job(job)
@@ -131,7 +134,7 @@ def advise(
 def schema(
     what: Annotated[str, typer.Argument(help="spec, plan, decision, report, models or prices.", metavar="WHAT")] = "spec",
 ) -> None:
-    """Print a JSON Schema, for editors and for programs that read the JSON."""
+    """Print a JSON Schema, for editors and programs."""
     terminal.print_json(_schemas(what))
 
 

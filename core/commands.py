@@ -135,7 +135,7 @@ def _show_check(report: CheckReport) -> None:
 def models(
     provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None, as_json: JsonOption = False
 ) -> None:
-    """List the base models that can be tuned, where, how, and until when."""
+    """List the base models: where, how, until when tunable."""
     from tuneport.core.catalogue import closed, load_catalogue
     from tuneport.core.sources import staleness
 
@@ -162,7 +162,10 @@ def models(
 def prices(
     provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None, as_json: JsonOption = False
 ) -> None:
-    """List the price book: each price with its source, date and grade; old ones are marked."""
+    """List the price book.
+
+    Each price has its source, date and grade; old ones are marked.
+    """
     from tuneport.core.prices import load_prices
     from tuneport.core.sources import staleness
 

@@ -30,7 +30,10 @@ def plan(
     online: Annotated[bool, typer.Option("--online", help="Ask each vendor for its limits and price too (reads; needs keys).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what each provider would do with every field, what it costs and how long it takes. Sends nothing."""
+    """Show what each provider would do, its price and its time.
+
+    Every field of the spec ends as sent, converted, left to the provider or refused. Sends nothing.
+    """
     from tuneport.core.spec_file import load_spec
 
     loaded = load_spec(spec)
@@ -189,7 +192,10 @@ def prepare(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Mend, clean, split and convert data, and write down what was done (card.json, card.md)."""
+    """Mend, clean, split and convert data.
+
+    What was done is written down beside it (card.json, card.md).
+    """
     from pydantic import ValidationError
 
     from tuneport.core.data.prepare import PrepareOptions
@@ -246,7 +252,7 @@ def _record_shapes() -> dict[str, Any]:
 
 
 def providers(as_json: JsonOption = False) -> None:
-    """List the providers, and what each needs: the SDK to install, the variables that hold its key."""
+    """List the providers and what each needs: SDK, keys."""
     from importlib.util import find_spec
 
     from tuneport.providers import registry
@@ -273,7 +279,10 @@ def doctor(
     provider: Annotated[str, typer.Argument(help="Provider to look into; only bedrock has roles and buckets to check.")] = "bedrock",
     spec: Annotated[Path | None, typer.Option("--spec", help="Take role, bucket and region from this spec.")] = None,
 ) -> None:
-    """Say exactly which permission, role or setting is missing, by dry checks that change nothing."""
+    """Say which permission, role or setting is missing.
+
+    By dry checks that change nothing. Exit code 1 when something is missing.
+    """
     from tuneport.core.options import BedrockOptions
     from tuneport.core.spec_file import load_spec
     from tuneport.providers.bedrock.doctor import diagnose

@@ -28,7 +28,10 @@ def submit(
     yes: YesOption = False,
     detach: Annotated[bool, typer.Option("--detach", help="Return once the job is made; follow it later with watch.")] = False,
 ) -> None:
-    """Make the job: written to the ledger first, made exactly once. Asks before it spends."""
+    """Make the job, exactly once. Asks before it spends.
+
+    It is written to the ledger before the provider hears of it.
+    """
     from tuneport.core.spec_file import load_spec
 
     loaded = load_spec(spec)
@@ -99,7 +102,10 @@ def _show_costs(limit: int, as_json: bool) -> None:
 
 
 def status(job: JobArgument, as_json: JsonOption = False) -> None:
-    """Ask the provider about a job once. When it cannot be read, the last good state is shown with its age."""
+    """Ask the provider about a job once.
+
+    When it cannot be read, the last good state is shown with its age.
+    """
     handle = find_job(job).refresh()
     if as_json:
         terminal.print_json(_job_facts(handle))
@@ -137,7 +143,7 @@ def events(job: JobArgument, as_json: JsonOption = False) -> None:
 
 
 def logs(job: JobArgument) -> None:
-    """Every change of state and every event of a job, as plain lines."""
+    """A job's changes of state and events as plain lines."""
     for line in find_job(job).logs():
         print(line)
 
@@ -148,18 +154,21 @@ def cancel(job: JobArgument) -> None:
 
 
 def pause(job: JobArgument) -> None:
-    """Halt a job so that `resume` can go on from there, where the provider offers it."""
+    """Halt a job until `resume`, where the provider can."""
     _show_job(find_job(job).pause())
 
 
 def resume(job: JobArgument) -> None:
-    """Go on with a job that was interrupted or paused, from where it stood."""
+    """Go on with an interrupted or paused job."""
     handle = find_job(job)
     _watch(_engine().resume(handle.id))
 
 
 def reconcile(yes: Annotated[bool, typer.Option("--yes", "-y", help="Also make jobs that were never made (this spends).")] = False) -> None:
-    """Settle submissions that a crash interrupted: adopt what the vendor has made, never make it twice."""
+    """Settle submissions that a crash interrupted.
+
+    What the vendor has made is adopted, never made twice.
+    """
     outcomes = _engine().reconcile(resume=yes)
     if not outcomes:
         terminal.console().print("nothing to settle")
@@ -168,7 +177,7 @@ def reconcile(yes: Annotated[bool, typer.Option("--yes", "-y", help="Also make j
 
 
 def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
-    """The checkpoints that a job has saved, with their metrics."""
+    """A job's checkpoints with their metrics."""
     found = find_job(job).checkpoints()
     if as_json:
         terminal.print_json([terminal.plain(c) for c in found])
@@ -180,13 +189,19 @@ def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
 
 
 def export(job: JobArgument, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path(".")) -> None:
-    """Download the tuned weights or adapter, where the provider gives them away; goes on where it broke off."""
+    """Download the tuned weights, where the provider gives them.
+
+    Goes on where an earlier download broke off.
+    """
     for path in find_job(job).download(out):
         print(path)
 
 
 def delete(job: JobArgument, yes: YesOption = False) -> None:
-    """Remove the tuned model and the uploaded files at the provider, after asking. The ledger keeps the job."""
+    """Remove a tuned model and its files at the provider.
+
+    Asks first. The ledger keeps the job.
+    """
     handle = find_job(job)
     consent(f"Delete the tuned model and files of {handle.id} at {handle.provider}? This cannot be undone", yes, "deleting")
     for name in handle.delete():
