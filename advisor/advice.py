@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.offers import Offer
 from tuneport.advisor.rules import Fact, TraceLine, Verdict
@@ -41,6 +42,14 @@ def _money(offer: Offer | None) -> str:
     return f"for at most ${top} a run" if cost.high > 0 else "at no charge"
 
 
+def _usd(value: Fact) -> str:
+    return f"${value:,.0f}" if isinstance(value, int | float) else "an unknown sum"
+
+
+def _seconds(value: Fact) -> str:
+    return f"{value:.2g} seconds" if isinstance(value, int | float) else "an unknown time"
+
+
 def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: Offer | None) -> str:
     """The decision in one sentence."""
     arm, bar, metric = facts["baseline_arm"], _percent(facts["bar"]), str(facts["metric"]).replace("_", " ")
@@ -56,6 +65,7 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         ("retrieval", "facts-change-monthly"): f"Build retrieval: the answers need facts that change {facts['change']}.",
         ("measure", "nothing-measured"): "Measure the prompted baseline first: without it nobody knows whether there is anything to gain.",
         ("measure", "metric-missing"): f"Measure {metric} first: the decision rests on it and no arm has it.",
+        ("measure", "suite-too-small"): f"Measure on more rows first: {facts['rows']} test rows decide nothing.",
         ("measure", "gain-unpaired"): "Compare the tuned model with the best prompt on the same rows before deciding.",
         ("measure", "incumbent-not-measured"): f"Measure today's model ({facts['incumbent']}) on the same rows before deciding: "
         f"the tuned model beats another model's prompt by {gain}, which says nothing of the one in use.",
@@ -64,6 +74,20 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         ("better_prompt", "facts-change-monthly"): f"Do not fine-tune: requirements change {facts['change']}, so work on the prompt.",
         ("better_prompt", "too-few-rows"): f"Do not fine-tune yet: {facts['training_rows']} training rows are too few; improve the prompt "
         "and collect data.",
+        ("better_prompt", "prompt-first"): "Do not fine-tune yet: length and tone are a matter for the prompt first; measure a second one.",
+        ("better_prompt", "tuned-not-measured"): "Do not fine-tune: a pilot costs more than knowing its result is worth; improve the "
+        f"prompt {arm!r} ({base} {metric}, bar {bar}).",
+        ("measure", "baseline-meets-bar"): f"Measure a successor: the prompt {arm!r} reaches {base} {metric} against a bar of {bar}, but "
+        f"{facts['incumbent']} ends on {facts['incumbent_ends']}.",
+        ("route", "route-meets-bar"): f"Do not fine-tune: route to {facts['route']}. It reaches {_percent(facts['route_value'])} {metric} "
+        f"against a bar of {bar} and saves about {_usd(facts['route_saving'])} a month.",
+        ("migrate", "incumbent-ends"): f"Migrate from {facts['incumbent']}, which ends on {facts['incumbent_ends']}, to "
+        f"{facts['lasting_model']} with the prompt {facts['lasting_arm']!r}: it reaches {_percent(facts['lasting_value'])} {metric} "
+        f"against a bar of {bar}, without tuning.",
+        ("migrate", "gain-shown"): f"Migrate from {facts['incumbent']}, which ends on {facts['incumbent_ends']}: fine-tune {where}, which "
+        f"gains {gain} {metric} over the best prompt and reaches {_percent(facts['tuned_value'])} against a bar of {bar}.",
+        ("pilot", "tuned-too-slow"): f"Do not ship the tuned model yet: 95 % of its answers take up to {_seconds(facts['tuned_p95'])}, and "
+        f"{_seconds(facts['latency_need'])} are needed; pilot a smaller base model or a faster machine.",
         ("better_prompt", "gain-not-shown"): f"Do not fine-tune: no gain over the prompt {arm!r} is shown ({gain}).",
         ("do_nothing", "baseline-meets-bar"): f"Do not fine-tune: the prompt {arm!r} already reaches {base} {metric} "
         f"against a bar of {bar}.",
@@ -81,7 +105,7 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         f"{_percent(facts['tuned_value'])} against a bar of {bar}.",
     }  # fmt: skip
     sentence = written.get((verdict, cause), "Measure more before deciding: what is known does not settle the question.")
-    if verdict == "fine_tune" and facts["gap"] == "both":
+    if (verdict == "fine_tune" or (verdict, cause) == ("migrate", "gain-shown")) and facts["gap"] == "both":
         sentence = sentence.removesuffix(".") + ", together with retrieval for the facts."
     return sentence
 
@@ -98,7 +122,8 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         "tuned-not-measured", "no-open-offer", "no-measured-offer", "dies-before-payback",
     )  # fmt: skip
     tune_standing: Literal["recommended", "possible", "ruled out"] = "ruled out"
-    if verdict == "fine_tune":
+    tunes = verdict == "fine_tune" or (verdict == "migrate" and chosen is not None and lines["gain-shown"].fired is True)
+    if tunes and not (verdict == "migrate" and lines["lasting-prompt-meets-bar"].fired):
         tune_standing = "recommended"
     elif verdict in ("pilot", "measure", "find_offer"):
         tune_standing = "possible"
@@ -112,8 +137,10 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
     if known and not lines["baseline-meets-bar"].fired:
         nothing += f"That misses the bar of {_percent(facts['bar'])}. "
     ends = f"Not open for long: {lines['incumbent-ends'].evidence}. " if lines["incumbent-ends"].fired else ""
-    misses = known and verdict == "fine_tune"
-    facts_needed = bool(facts["needs_facts"])
+    misses = known and tunes
+    facts_needed = bool(facts["needs_facts"]) or facts["gap"] in ("knowledge", "both")
+    route = facts["route"]
+    moves = lines["lasting-prompt-meets-bar"]
     return (
         Option(
             name="Do nothing",
@@ -133,29 +160,51 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         Option(
             name="Retrieval",
             standing="recommended" if verdict == "retrieval" else "possible" if facts_needed else "ruled out",
-            because="Answers need fresh or private facts (all sources)."
-            if facts_needed
-            else "Answers need no facts from outside the request.",
+            because=f"Facts are missing: {facts['gap_signs']}." if facts_needed else "Answers need no facts from outside the request.",
             cost="Days to weeks to build, 20 to 200 ms per call (S2); not priced here",
         ),
         Option(
-            name="Routing, or a smaller prompted model",
-            standing="not assessed",
-            because=f"Models measured with a prompt: {facts['measured_models']}. Measure a smaller one as one more arm to assess this.",
-            cost="Not priced: no such arm was named",
+            name="Routing to a smaller model",
+            standing="not assessed"
+            if route is None
+            else "recommended"
+            if verdict == "route"
+            else "possible"
+            if lines["route-meets-bar"].fired is not False
+            else "ruled out",
+            because=f"Models measured with a prompt: {facts['measured_models']}. Measure a smaller one as one more arm to assess this."
+            if route is None
+            else f"{route}: {_percent(facts['route_value'])} against a bar of {_percent(facts['bar'])}.",
+            cost="Not priced: no such arm was measured"
+            if route is None
+            else "Unknown: a price is missing"
+            if facts["route_saves"] is None
+            else f"Saves about {_usd(facts['route_saving'])} a month (probability {_percent(facts['route_saves'])})",
+        ),
+        *(
+            [
+                Option(
+                    name="Migrate",
+                    standing="recommended" if verdict == "migrate" else "possible",
+                    because=f"{lines['incumbent-ends'].evidence}. "
+                    + (f"{moves.says} {moves.evidence}." if moves.fired else "No prompted model that outlives it was measured at the bar."),
+                    cost="Prompt work and a new measurement; costs.incumbent_move_usd of the decision file prices it",
+                )
+            ]
+            if lines["incumbent-ends"].fired
+            else []
         ),
         Option(
             name="Fine-tune",
             standing=tune_standing,
-            because=fired("gain-shown", "tuned-meets-bar", "saves-money", "loses-money")
-            if verdict == "fine_tune"
-            else against or "See the trace.",
+            because=fired("gain-shown", "tuned-meets-bar", "saves-money", "loses-money") if tunes else against or "See the trace.",
             cost=paid,
         ),
     )
 
 
-def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake) -> tuple[str, ...]:
+def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake, pilot: Pilot | None) -> tuple[str, ...]:
+    """What to do, first things first."""
     bar, metric = _percent(intake.quality.bar), intake.quality.metric.replace("_", " ")
     steps: dict[Verdict, tuple[str, ...]] = {
         "do_nothing": ("Keep the measurement as a regression gate and repeat it when prompt, data or prices change.",),
@@ -167,11 +216,23 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         "measure": ("Run tuneport baseline on held-out rows, with today's model among the arms, then tuneport advise again.",),
         "pilot": (
             f"Tune once at {offer.id}." if offer else "Find one open offer with a known price.",
-            f"Measure the tuned model on the sealed test rows: it must reach {bar} {metric}, and the interval of its gain must lie "
-            "above zero.",
+            f"Measure the tuned model on the sealed test rows. What it must show: {pilot.must_show}"
+            if pilot
+            else f"Measure it on the sealed test rows: it must reach {bar} {metric}, and the interval of its gain must lie above zero.",
             "Stop if it does not; decide again if it does.",
         ),
         "find_offer": ("Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",),
+        "route": (
+            f"Send a tenth of the requests along {facts['route']} in the shadow of today's model for two weeks and compare (S0, S4).",
+            "Switch over when the measured quality holds; keep today's model as the fallback.",
+        ),
+        "migrate": (
+            f"Train: {offer.id}, with a price limit in the spec (budget.max_usd)."
+            if offer
+            else f"Put {facts['lasting_model']} with the prompt {facts['lasting_arm']!r} in the shadow of today's model.",
+            f"Switch over before {facts['incumbent_ends']}, with two weeks in the shadow of today's model while it still answers (S0, S4).",
+            "Export training rows, spec and suite before the old provider closes.",
+        ),
         "fine_tune": (
             f"Train: {offer.id}, with a price limit in the spec (budget.max_usd)." if offer else "Choose an offer.",
             "Run it in the shadow of today's model for two weeks and compare on live requests (S0, S4).",
@@ -179,22 +240,30 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         ),
     }
     more = []
-    if facts["incumbent_ends_inside"]:
+    if facts["residency_unknown"]:
+        more.append(f"Before any data leaves, have it confirmed in writing that {facts['place']} processes it in {facts['regions']}.")
+    if facts["incumbent_ends_inside"] and verdict != "migrate":
         more.append(f"Plan the move away from {facts['incumbent']} before {facts['incumbent_ends']}, whatever is decided here.")
     detectable = facts["detectable"]
     if isinstance(detectable, float) and detectable > 0.1:
         more.append(f"Add test rows: the suite detects only about {_points(detectable)} points.")
+    if facts["more_data"]:
+        more.append(f"Buy more training rows. {facts['curve']}")
     return (*steps[verdict], *more)
 
 
 def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake) -> tuple[str, ...]:
+    """When to stop or to turn back."""
     bar, metric = _percent(intake.quality.bar), intake.quality.metric.replace("_", " ")
     if verdict == "pilot":
         return (
-            f"Stop when the pilot's {metric} is below {bar}, or the interval of its gain over {facts['baseline_arm']} includes zero.",
+            f"Stop when the pilot's {metric} is below {bar}, or the interval of its gain over {facts['baseline_arm'] or 'the best prompt'} "
+            "includes zero.",
             f"Stop after {intake.runs.planned} runs, whatever the last one promises.",
         )
-    if verdict == "fine_tune":
+    if verdict == "route":
+        return (f"Back to today's model when {metric} on 200 fresh, labelled rows falls below {bar}, or the price of the route rises.",)
+    if verdict == "fine_tune" or (verdict == "migrate" and offer):
         criteria = [
             f"Back to the prompt when {metric} on 200 fresh, labelled rows falls below {bar}.",
             "Back to the prompt when the base suite loses more than 5 % (S4).",
@@ -211,14 +280,14 @@ def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer |
 
 
 def changes_of(verdict: Verdict, facts: Mapping[str, Fact]) -> tuple[str, ...]:
+    """What would lead to another verdict, beside figures that ``turning_points`` and the switching values give."""
     found: list[str] = []
     high, gain_high = facts["baseline_high"], facts["gain_high"]
-    if facts["baseline_value"] is not None and verdict in ("do_nothing", "better_prompt"):
+    if facts["baseline_value"] is not None and verdict in ("do_nothing", "better_prompt") and facts["baseline_value"] >= facts["bar"]:  # type: ignore[operator]
         found.append(f"A bar above {_percent(facts['baseline_value'])} (beyond doubt above {_percent(high)}).")
     if verdict == "better_prompt" and isinstance(gain_high, float) and gain_high > 0:
         found.append(f"More test rows: a gain of up to {_points(gain_high)} points is not excluded.")
     if verdict == "fine_tune":
-        found.append(f"A prompt that reaches {_percent(facts['bar'])} on the same rows.")
         found.append("A repeat on fresh rows in which the interval of the gain includes zero.")
     if verdict in ("pilot", "measure", "find_offer"):
         found.append("The result of the next step above.")

@@ -20,7 +20,6 @@ OutOption = Annotated[Path, typer.Option("--out", "-o", help="Measurement file; 
 SchemaOption = Annotated[Path | None, typer.Option("--json-schema", help="JSON Schema that answers must fulfil.")]
 
 
-
 def baseline(
     spec: SpecArgument,
     provider: Annotated[str, typer.Option("--provider", "-p", help="Where the base model runs.")],

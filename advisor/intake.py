@@ -55,6 +55,13 @@ Hours = Annotated[Range, BeforeValidator(_as_range), _within(1, 730, "hours of a
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
+Symptom = Literal[
+    "missing_facts", "stale_facts", "invented_facts", "wrong_format", "wrong_labels", "wrong_style", "too_long", "wrong_refusals",
+    "weak_reasoning", "domain_terms", "too_slow", "too_dear",
+]  # fmt: skip
+"""What goes wrong today; what each speaks for stands in rules.yaml under ``symptoms``."""
+
+
 class Quality(Section):
     """What counts as good enough, on rows that nobody trained on."""
 
@@ -71,6 +78,7 @@ class Incumbent(Section):
     provider: Annotated[str, Field(min_length=1)]
     model: Annotated[str, Field(min_length=1, description="Catalogue name or the vendor's id.")]
     arm: Annotated[str | None, Field(description="Name of the measured arm that is in use today, e.g. zero-shot.")] = None
+    tuned: Annotated[bool, Field(description="true: today's model is itself a fine-tuned one.")] = False
 
 
 class Tokens(Section):
@@ -120,6 +128,13 @@ class Privacy(Section):
     """Where the data may go."""
 
     data_may_leave: Annotated[bool, Field(description="false: neither training nor requests may leave the organisation's own machines.")]
+    regions: Annotated[
+        tuple[Annotated[str, Field(min_length=2, max_length=40)], ...],
+        Field(description="Where data may be processed, as beginnings of region names, e.g. eu, us-east; anywhere when left out."),
+    ] = ()
+    regulations: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=80)], ...], Field(description="Rules that bind, e.g. GDPR, HIPAA.")
+    ] = ()
 
 
 class Facts(Section):
@@ -129,6 +144,33 @@ class Facts(Section):
     change: Literal["never", "yearly", "quarterly", "monthly", "weekly", "daily"]
 
 
+class Needs(Section):
+    """What the answers must satisfy beside being right."""
+
+    format: Annotated[
+        Literal["free", "loose", "strict"] | None,
+        Field(description="free text; a loose structure; or strict: a program reads the answer and one slip is a failure."),
+    ] = None
+    latency_p95_seconds: Annotated[
+        float | None, Field(gt=0, le=86_400, description="19 of 20 answers must be there by then; no limit when left out.")
+    ] = None
+
+
+class DataAtHand(Section):
+    """What there is to learn from. Training rows of the spec take precedence over ``labelled_rows``."""
+
+    labelled_rows: Annotated[int | None, Field(ge=0)] = None
+    preference_pairs: Annotated[int | None, Field(ge=0, description="Pairs of a better and a worse answer to one prompt.")] = None
+    raw_tokens: Annotated[float | None, Field(ge=0, description="Tokens of unlabelled text of the domain or language.")] = None
+
+
+class CurvePoint(Section):
+    """One run of the learning curve: a measured arm and the rows that it was trained on."""
+
+    arm: Annotated[str, Field(min_length=1)]
+    rows: Annotated[int, Field(ge=1)]
+
+
 class SelfHosting(Section):
     """One's own or rented machine, for offers that need one."""
 
@@ -136,6 +178,7 @@ class SelfHosting(Section):
     requests_per_hour: Annotated[
         PositiveAmount | None, Field(description="What one machine answers in an hour; from the measurement when left out.")
     ] = None
+    gpu_memory_gb: Annotated[float | None, Field(gt=0, description="Memory of its GPU.")] = None
     always_on: Annotated[bool, Field(description="true: paid for every hour of the month; false: only while it works.")] = True
 
 
@@ -150,6 +193,9 @@ class Intake(Section):
         Literal["knowledge", "behaviour", "both", "unknown"],
         Field(description="Does the model lack facts (knowledge), or answer in the wrong way (behaviour)?"),
     ] = "unknown"
+    symptoms: Annotated[
+        tuple[Symptom, ...], Field(description="What goes wrong today; the diagnosis rests on it where gap is unknown.")
+    ] = ()
     decision_makers: tuple[str, ...] = ()
     quality: Quality
     incumbent: Incumbent
@@ -180,18 +226,19 @@ class Intake(Section):
     retraining: Retraining = Retraining()
     privacy: Privacy
     facts: Facts
+    needs: Needs = Needs()
+    data: DataAtHand = DataAtHand()
+    skills: Annotated[
+        Literal["prompting", "api", "training", "operations"] | None,
+        Field(description="The most that the team can do itself: write prompts, call a tuning API, train a model, or run machines."),
+    ] = None
+    learning_curve: Annotated[tuple[CurvePoint, ...], Field(description="Arms trained on parts of the data, e.g. 25, 50 and 100 %.")] = ()
     self_hosting: SelfHosting = SelfHosting()
 
     @model_validator(mode="after")
-    def _agrees(self) -> Intake:
+    def _whole(self) -> Intake:
         if self.seasonality and (len(self.seasonality) != 12 or not any(self.seasonality)):
             raise ValueError("seasonality needs twelve weights, one for each month, that are not all 0")
-        if self.gap == "behaviour" and self.facts.fresh_or_private:
-            raise ValueError("gap is behaviour, but facts.fresh_or_private is true: set gap to knowledge or both")
-        if self.gap == "knowledge" and not self.facts.fresh_or_private:
-            raise ValueError("gap is knowledge, but facts.fresh_or_private is false: set it to true, or gap to behaviour")
-        if self.tokens.static_tuned.low > self.tokens.static.high:
-            raise ValueError("tokens.static_tuned exceeds tokens.static: tuning cannot lengthen the static prompt")
         return self
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tuneport.advisor.economics import economic_months
+from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
 from tuneport.advisor.pricing import Desk, PriceNote, Side, local_only
@@ -38,6 +39,14 @@ class Percentiles(_Frozen):
     p90: float | None
 
 
+def percentiles(values: FloatArray) -> Percentiles:
+    """By rank: interpolating next to infinity would not give a number."""
+    ordered = np.sort(values)
+    found = [float(ordered[min(len(ordered) - 1, int(len(ordered) * q))]) for q in (0.1, 0.5, 0.9)]
+    low, middle, high = (v if np.isfinite(v) else None for v in found)
+    return Percentiles(p10=low, p50=middle, p90=high)
+
+
 class OfferEconomics(_Frozen):
     """What an offer costs and saves against today's model. USD; months."""
 
@@ -53,7 +62,7 @@ class OfferEconomics(_Frozen):
     p_saves: float
     p_pays_back: float  # within ``months``
     misses_counted: bool  # the cost of answers that miss is part of it
-    bar_assumed: bool  # quality was not measured: the tuned model is taken to reach the bar, and no more
+    quality_assumed: bool  # quality was not measured: the prior stands for it
 
 
 class Offer(_Frozen):
@@ -65,6 +74,7 @@ class Offer(_Frozen):
     method: str
     tuning: str
     serving: str
+    regions: tuple[str, ...] = ()  # where it runs, as far as the catalogue knows
     status: Literal["open", "unpriced", "closed"]
     reasons: tuple[str, ...] = ()  # why it is closed or unpriced, or what speaks against it
     quality: Quality
@@ -95,8 +105,8 @@ def build_offers(
     baseline: Arm | None = None,
     tuned: Arm | None = None,
     tuned_from: Mapping[str, str] | None = None,
-) -> tuple[list[Candidate], list[PriceNote]]:
-    """An offer per plan and serving mode, and the prices of today's model.
+) -> tuple[list[Candidate], Side]:
+    """An offer per plan and serving mode, and today's side with its prices.
 
     ``baseline`` and ``tuned`` are the arms whose speed and quality stand for today's and the tuned model; ``tuned_from``
     maps a tuned arm's name to its base model.
@@ -104,7 +114,7 @@ def build_offers(
     desk = Desk(intake, catalogue, prices, today)
     incumbent = intake.incumbent
     on_own = incumbent.provider == "local"
-    now = desk.own(local_only(baseline)) if on_own else desk.tokens(incumbent.provider, incumbent.model, tuned=False)
+    now = desk.own(local_only(baseline)) if on_own else desk.tokens(incumbent.provider, incumbent.model, tuned=incumbent.tuned)
     base = base_model(tuned, plans, tuned_from) if tuned else None
     candidates: list[Candidate] = []
     for plan in plans:
@@ -113,8 +123,8 @@ def build_offers(
             offering.serving if offering and offering.serving else ("local",) if plan.provider == "local" else ("unknown",)
         )
         candidates += [_candidate(desk, plan, offering, mode, now, baseline, tuned, base) for mode in modes]
-    notes = [note.model_copy(update={"item": f"{note.item} today ({incumbent.provider} {incumbent.model})"}) for note in now.notes]
-    return candidates, notes
+    now.notes = [note.model_copy(update={"item": f"{note.item} today ({incumbent.provider} {incumbent.model})"}) for note in now.notes]
+    return candidates, now
 
 
 def _candidate(
@@ -150,6 +160,13 @@ def _candidate(
         )
     if life.eligibility:
         against.append(life.eligibility)
+    asked, latency = desk.intake.privacy.regions, desk.intake.needs.latency_p95_seconds
+    if asked and plan.provider != "local" and not (offering and offering.regions):
+        against.append(f"where it runs is not in the catalogue: have {plan.provider} confirm {', '.join(asked)} before any data leaves")
+    if plan.provider == "local" and desk.intake.skills in ("prompting", "api"):
+        against.append(f"it needs people who train and run models; the team's skills end at {desk.intake.skills} (S0)")
+    if latency is not None and side.terms is not None and side.terms.paid == "open hours":
+        against.append("the first calls after an idle time wait for a machine to start, longer than the latency that is needed")
     identity = f"{plan.provider} · {plan.model} · {method} {tuning} · {mode}"
     terms = None
     if not refused and not unknown and side.terms and now.terms and training:
@@ -170,6 +187,7 @@ def _candidate(
         method=method,
         tuning=tuning,
         serving=mode,
+        regions=offering.regions if offering else (),
         status="closed" if refused else "unpriced" if unknown else "open",
         reasons=tuple(against),
         quality=_quality(desk, plan, tuned, base),
@@ -199,6 +217,9 @@ def _closed(desk: Desk, plan: Plan, offering: Offering | None) -> list[str]:
     reasons = []
     if not desk.intake.privacy.data_may_leave and plan.provider != "local":
         reasons.append("the data may not leave the organisation (S0, S1, S4)")
+    allowed, regions = desk.intake.privacy.regions, offering.regions if offering else ()
+    if allowed and regions and plan.provider != "local" and not any(r.startswith(a) for r in regions for a in allowed):
+        reasons.append(f"it runs in {', '.join(regions)}, and data may be processed only in {', '.join(allowed)}")
     shut = closed(offering, desk.today) if offering else ""
     if shut:
         reasons.append(shut)
@@ -220,3 +241,41 @@ def _quality(desk: Desk, plan: Plan, tuned: Arm | None, base: str | None) -> Qua
     if tuned is None or base is None or not (desk.same_model(base, plan.model) or desk.same_model(base, plan.vendor_model)):
         return "not measured"
     return "measured" if tuned.provider == plan.provider else "same model, measured elsewhere"
+
+
+def choose_offer(offers: Sequence[Offer]) -> Offer | None:
+    """The offer whose money the report shows: a measured one if there is any, then the highest median net present value.
+
+    An offer that ends before it has paid back stands behind those that do not.
+    """
+    priced = [o for o in offers if o.status == "open" and o.economics]
+
+    def rank(offer: Offer) -> tuple[bool, bool, float]:
+        economics = offer.economics
+        assert economics is not None  # noqa: S101 - filtered above
+        return offer.quality != "not measured", not dies(offer), economics.npv.p50 or 0.0
+
+    return max(priced, key=rank, default=None)
+
+
+def pilot_offer(offers: Sequence[Offer]) -> Offer | None:
+    """The cheapest open offer to try. One that was measured already, or whose base model ends before it could pay, stands last."""
+    ready = [o for o in offers if o.status == "open" and o.training_usd]
+    key = {o.id: (dies(o), o.quality != "not measured", o.training_usd.high if o.training_usd else 0.0) for o in ready}
+    return min(ready, key=lambda o: key[o.id], default=None)
+
+
+def ranked(offers: Sequence[Offer]) -> tuple[Offer, ...]:
+    """Best first: open before unpriced before closed; then as ``choose_offer`` weighs them."""
+
+    def key(offer: Offer) -> tuple[int, bool, bool, float]:
+        middle = offer.economics.npv.p50 if offer.economics else None
+        order = ("open", "unpriced", "closed").index(offer.status)
+        return order, offer.quality == "not measured", dies(offer), -(middle if middle is not None else float("-inf"))
+
+    return tuple(sorted(offers, key=key))
+
+
+def dies(offer: Offer) -> bool:
+    """True when the base model ends before the offer has, more likely than not, paid back."""
+    return offer.inference_ends is not None and (offer.economics is None or offer.economics.p_pays_back < 0.5)

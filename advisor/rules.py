@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Fact = float | int | str | bool | None
 """None: not known."""
-Verdict = Literal["do_nothing", "better_prompt", "retrieval", "measure", "pilot", "find_offer", "fine_tune"]
+Verdict = Literal["do_nothing", "better_prompt", "retrieval", "measure", "pilot", "find_offer", "route", "migrate", "fine_tune"]
 
 
 class _Frozen(BaseModel):
@@ -49,10 +49,35 @@ class VerdictRow(_Frozen):
     none: tuple[str, ...] = ()
 
 
+class SymptomRow(_Frozen):
+    """What a symptom of the questionnaire points to."""
+
+    says: str
+    points_to: Literal["knowledge", "behaviour", "prompt", "cost"]
+    sources: tuple[str, ...]
+
+
+class MethodRow(_Frozen):
+    """One way to tune, and when it is the right one. The first row that holds counts."""
+
+    id: str
+    name: str
+    method: str | None  # as in a spec; None: do not tune
+    tuning: str | None
+    says: str
+    when: tuple[Condition, ...]
+    data: str
+    ceiling: str
+    cost: str
+    sources: tuple[str, ...]
+
+
 class RuleBook(_Frozen):
     """rules.yaml."""
 
     version: Literal[1]
+    symptoms: dict[str, SymptomRow]
+    methods: tuple[MethodRow, ...]
     rules: tuple[Rule, ...]
     verdicts: tuple[VerdictRow, ...]
     doubts: tuple[Rule, ...]
@@ -88,23 +113,27 @@ def holds(condition: Condition, facts: Mapping[str, Fact]) -> bool | None:
     return None if left is None or right is None else _COMPARE[condition.is_](left, right)
 
 
+def fires(rule: Rule, facts: Mapping[str, Fact]) -> bool | None:
+    """Do all conditions of the rule hold? None when that is undecided."""
+    found = [holds(condition, facts) for condition in rule.when]
+    return False if False in found else None if None in found else True
+
+
 def apply(rule: Rule, facts: Mapping[str, Fact]) -> TraceLine:
     """The rule's line in the trace."""
-    found = [holds(condition, facts) for condition in rule.when]
-    fired: bool | None = False if False in found else None if None in found else True
+    fired = fires(rule, facts)
     return TraceLine(
         rule=rule.id, says=rule.says, kind=rule.kind, fired=fired, evidence=_WORDS.vformat(rule.evidence, (), facts), sources=rule.sources
     )
 
 
-def verdict_of(book: RuleBook, trace: Sequence[TraceLine]) -> VerdictRow:
-    """The first row of the decision table whose rules agree."""
-    fired = {line.rule for line in trace if line.fired}
-    return next(row for row in book.verdicts if set(row.all) <= fired and not set(row.none) & fired)
+def verdict_of(book: RuleBook, fired: frozenset[str]) -> VerdictRow:
+    """The first row of the decision table that agrees with the ids of the rules that fired."""
+    return next(row for row in book.verdicts if fired.issuperset(row.all) and fired.isdisjoint(row.none))
 
 
 class _Words(string.Formatter):
-    """Format specs of the rules: ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``n`` a count."""
+    """Format specs of the rules: ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``s`` seconds, ``n`` a count."""
 
     def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002 - the base class sets the arguments
         return kwargs[str(key)]
@@ -120,6 +149,8 @@ class _Words(string.Formatter):
             return f"{100 * value:{'+' if format_spec[0] == '+' else ''}.1f}"
         if format_spec == "$":
             return f"{'-' if value < 0 else ''}${abs(value):,.0f}"
+        if format_spec == "s":
+            return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
         if format_spec == "n":
             return f"{value:,.0f}"
         return str(value)

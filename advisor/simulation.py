@@ -180,8 +180,18 @@ def draw_acceptance(rng: np.random.Generator, today: FloatArray, tuned: FloatArr
     return joined[0], joined[1]
 
 
-def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS) -> Drivers:
-    """Draws of everything that does not depend on the offer."""
+def draw_removed(rng: np.random.Generator, value: Range, n: int) -> FloatArray:
+    """Draws of the share of misses that tuning removes, from its 10th and 90th percentile: normal, within -1 and 1."""
+    return np.clip(rng.normal((value.low + value.high) / 2, (value.high - value.low) / (2 * Z90), n), -1.0, 1.0)
+
+
+def after_tuning(accepted: FloatArray, removed: FloatArray) -> FloatArray:
+    """Share accepted once the share ``removed`` of the misses is gone; a negative one takes that share of the hits."""
+    return np.asarray(accepted + np.where(removed >= 0, 1 - accepted, accepted) * removed)
+
+
+def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS, prior: Range = FREE) -> Drivers:
+    """Draws of everything that does not depend on the offer. ``prior``: the share of misses that tuning removes."""
     rng = np.random.default_rng(seed)
     tokens, costs = intake.tokens, intake.costs
     amounts = {
@@ -209,6 +219,7 @@ def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS) -> Drivers:
     drivers["runs"] = intake.runs.planned + failed.astype(np.float64)
     moving = costs.migration_usd
     drivers["migration"] = draw(rng, moving, draws) if moving else drivers["engineering"] + drivers["evaluation"]
+    drivers["removed"] = draw_removed(rng, prior, draws)
     drivers["incumbent_move"] = draw(rng, costs.incumbent_move_usd or FREE, draws)
     return drivers
 
@@ -223,12 +234,13 @@ def offer_drivers(
 ) -> Drivers:
     """The shared draws plus those of one offer's prices, retrainings and quality.
 
-    ``scores`` are today's and the tuned arm's scores per row; without tuned scores the tuned model is taken to reach the bar
-    and no more. Without scores, or without ``quality.rejected_answer_usd``, the money counts calls only.
+    ``scores`` are today's and the tuned arm's scores per row; without tuned scores the prior of the shared draws stands for
+    the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money counts calls only.
     """
     n = len(shared["volume"])
     rng = np.random.default_rng([seed, zlib.crc32(offer.id.encode())])
     drivers = dict(shared)
+    removed = drivers.pop("removed")
     for mark, side in (("p", offer.today), ("q", offer.tuned)):
         drivers[f"{mark}_in"] = draw_price(rng, side.input, n, offer.spread)
         drivers[f"{mark}_cached"] = draw_price(rng, side.cached, n, offer.spread)
@@ -247,7 +259,7 @@ def offer_drivers(
         today, tuned = scores
         drivers["accepted"], drivers["accepted_tuned"] = draw_acceptance(rng, today, today if tuned is None else tuned, n)
         if tuned is None:
-            drivers["accepted_tuned"] = np.maximum(intake.quality.bar, drivers["accepted"])
+            drivers["accepted_tuned"] = after_tuning(drivers["accepted"], removed)
         drivers["rejected_usd"] = draw(rng, rejected, n)
     else:
         drivers |= {"accepted": np.ones(n), "accepted_tuned": np.ones(n), "rejected_usd": np.zeros(n)}

@@ -171,7 +171,7 @@ def test_a_dedicated_endpoint_is_paid_by_the_hour() -> None:
     assert offer.serving == "dedicated"
     assert offer.quality == "not measured"
     assert offer.economics is not None
-    assert offer.economics.bar_assumed
+    assert offer.economics.quality_assumed
     assert offer.economics.fixed_per_month.p50 == pytest.approx(5840, rel=0.15)  # 730 h at 8 USD, one H100
 
 
@@ -185,7 +185,7 @@ def test_every_rule_is_in_the_trace_with_a_source() -> None:
     assert "{" not in " ".join(line.evidence for line in report.decision.trace)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     n=st.integers(5, 120),
     data=st.data(),
@@ -205,7 +205,7 @@ def test_fine_tune_needs_a_shown_gain_and_a_prompt_below_the_bar(
         assert before < bar <= after
         assert report.decision.offer is not None
     if before >= bar:
-        assert report.decision.verdict in ("do_nothing", "better_prompt")
+        assert report.decision.verdict in ("do_nothing", "better_prompt") if n >= 30 else report.decision.verdict == "measure"
 
 
 # -- the decision file -------------------------------------------------------------------------------------------------
@@ -232,9 +232,11 @@ def test_every_fault_of_a_decision_file_is_told_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"gap": "behaviour", "facts": {"fresh_or_private": True}},
-        {"gap": "knowledge"},
-        {"tokens": {"static_tuned": 5000}},
+        {"seasonality": [1, 2, 3]},
+        {"seasonality": [0] * 12},
+        {"volume_growth_per_year": -1},
+        {"open_hours_per_month": 800},
+        {"symptoms": ["sad"]},
         {"volume_per_month": 0},
         {"volume_per_month": True},
         {"cache_hit_share": [0.2, 1.2]},
@@ -243,7 +245,7 @@ def test_every_fault_of_a_decision_file_is_told_at_once(tmp_path: Path) -> None:
         {"volume_per_month": float("inf")},
     ],
 )
-def test_contradictions_and_nonsense_are_refused(changes: dict[str, Any]) -> None:
+def test_nonsense_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="validation error"):
         intake(**changes)
 

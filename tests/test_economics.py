@@ -215,9 +215,12 @@ def test_better_answers_are_worth_what_misses_cost() -> None:
     half, most = np.array([1.0, 0.0] * 100), np.array([1.0] * 180 + [0.0] * 20)
     same = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, half)), offer(), Setting(0.05))
     better = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, most)), offer(), Setting(0.05))
-    assumed = offer_drivers(shared, offer(), ask, seed=0, scores=(half, None))
+    guessing = shared_drivers(ask, seed=0, draws=20_000, prior=Range(low=-0.2, high=0.6))
+    assumed = offer_drivers(guessing, offer(), ask, seed=0, scores=(half, None))
     assert np.median(better.npv - same.npv) == pytest.approx(0.4 * 24 * 9_800, rel=0.1)
-    assert (assumed["accepted_tuned"] == ask.quality.bar).all()
+    removed = (assumed["accepted_tuned"] - assumed["accepted"]) / (1 - assumed["accepted"])
+    assert np.percentile(removed[removed > 0], 100) <= 1
+    assert (removed > 0.6).mean() == pytest.approx(0.1, abs=0.01)  # the prior's 90th percentile
 
 
 def test_tornado_and_switching_values_agree_with_the_model() -> None:

@@ -10,6 +10,7 @@ from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Measurement
 from tuneport.advisor.offers import Offer
 from tuneport.advisor.pricing import PriceNote
+from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import Assumption, Risk
 from tuneport.advisor.report.words import count_range, percent, usd_range
 from tuneport.core.catalogue import Offering
@@ -18,7 +19,9 @@ from tuneport.core.money import Range
 STATED = "stated in the decision file"
 
 
-def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNote], incumbent: Offering | None) -> tuple[Assumption, ...]:
+def assumptions_of(
+    intake: Intake, offer: Offer | None, todays: Sequence[PriceNote], incumbent: Offering | None, prior: Prior
+) -> tuple[Assumption, ...]:
     """Every figure that the money rests on, with source, date and grade."""
 
     def share(value: Range) -> str:
@@ -66,6 +69,13 @@ def assumptions_of(intake: Intake, offer: Offer | None, todays: Sequence[PriceNo
     if offer:
         found.append(Assumption(what="One training run", value=usd_range(offer.training_usd), source=offer.training_basis, grade="R"))
         found += [Assumption(what="Note on the offer", value=note, source="derived by tuneport", grade="R") for note in offer.notes]
+    found.append(
+        Assumption(
+            what="Misses that tuning removes, before a tuned model is measured",
+            value=f"{percent(prior.removed.low, 0)} to {percent(prior.removed.high, 0)} ({prior.why})",
+            source=prior.source.title, observed_on=prior.source.observed_on, grade=prior.source.grade,
+        )
+    )  # fmt: skip
     if intake.costs.migration_usd is None:
         found.append(
             Assumption(

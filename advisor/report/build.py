@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 
 from tuneport import __version__
-from tuneport.advisor.decide import Arms, choose_offer, decide, pick_arms
+from tuneport.advisor.curve import learning_curve
+from tuneport.advisor.decide import VERDICT_WORDS, decide, verdict_if
+from tuneport.advisor.diagnosis import diagnose
 from tuneport.advisor.economics import FloatArray, economic_months
+from tuneport.advisor.experiments import Pilot, pilot_of
+from tuneport.advisor.facts import Arms, Situation, gather_facts, pick_arms
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
-from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, Percentiles, build_offers
+from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, build_offers, choose_offer, percentiles, pilot_offer, ranked
 from tuneport.advisor.pricing import Desk, mean_seconds
+from tuneport.advisor.prior import Prior, prior_for
 from tuneport.advisor.report.assumptions import assumptions_of, risks_of
 from tuneport.advisor.report.model import (
     ArmResult,
@@ -31,6 +37,8 @@ from tuneport.advisor.report.model import (
     Switch,
 )
 from tuneport.advisor.report.words import count, percent, usd
+from tuneport.advisor.routing import build_routes
+from tuneport.advisor.rules import Fact, Verdict
 from tuneport.advisor.sensitivity import SHARES, switching_value, tornado
 from tuneport.advisor.simulation import (
     DRAWS,
@@ -73,42 +81,82 @@ def build_report(
     """
     catalogue = catalogue or load_catalogue()
     prices = prices or load_prices()
-    arms = pick_arms(intake, measurement, catalogue)
-    candidates, todays = build_offers(
+    desk = Desk(intake, catalogue, prices, today)
+    incumbent = desk.offering_of(intake.incumbent.provider, intake.incumbent.model)
+    arms = pick_arms(intake, measurement, desk)
+    candidates, now = build_offers(
         intake, plans, catalogue, prices, today=today, baseline=arms.current or arms.baseline, tuned=arms.tuned, tuned_from=tuned_from
     )
-    incumbent = Desk(intake, catalogue, prices, today).offering_of(intake.incumbent.provider, intake.incumbent.model)
-    simulation = _Simulation(intake, arms, seed, setting_of(intake, incumbent, today))
-    offers = tuple(simulation.with_economics(c) for c in candidates)
+    situation = Situation(
+        intake, measurement, arms, (), diagnose(intake, tuple(plans)), today, plans, incumbent, _parameters_b(desk, plans)
+    )
+    prior = prior_for(measurement.task if measurement else None, situation.training_rows)
+    simulation = _Simulation(intake, arms, seed, setting_of(intake, incumbent, today), prior)
+    offers = ranked([simulation.with_economics(c) for c in candidates])
     chosen = choose_offer(offers)
     sensitivity = simulation.sensitivity(chosen) if chosen else None
-    decision = decide(
-        intake,
-        measurement,
-        arms,
-        offers,
-        training_rows=next((u.rows for p in plans for u in p.uploads if u.role == "train"), None),
-        incumbent=incumbent,
-        today=today,
-        switching=[s.statement for s in sensitivity.switches if s.at is not None] if sensitivity else [],
+    situation = replace(
+        situation,
+        offers=offers,
+        routes=build_routes(desk, measurement, arms.current, now, simulation.shared, seed=seed),
+        pilot=simulation.pilot(offers, candidates),
+        curve=learning_curve(intake, measurement, situation.training_rows, seed=seed),
     )
+    if sensitivity:
+        sensitivity = _with_verdicts(sensitivity, situation)
+        situation = replace(situation, switching=[s.statement for s in sensitivity.switches if s.at is not None])
+    decision = decide(situation)
     return Report(
         title=intake.title,
         made_on=today,
         intake=intake,
         decision=decision,
+        diagnosis=situation.diagnosis,
         savings=_savings(chosen, offers, decision.verdict),
         offers=offers,
-        todays_prices=tuple(todays),
+        routes=situation.routes,
+        prior=prior,
+        pilot=situation.pilot,
+        curve=situation.curve,
+        todays_prices=tuple(now.notes),
         evidence=_evidence(intake, measurement),
         cash_flow=simulation.cash_flow(chosen) if chosen else None,
         sensitivity=sensitivity,
-        assumptions=assumptions_of(intake, chosen, todays, incumbent),
+        assumptions=assumptions_of(intake, chosen, now.notes, incumbent, prior),
         risks=risks_of(intake, chosen, incumbent, measurement, today),
         reproducibility=Reproducibility(
             inputs_sha256=_digest(intake, measurement, plans, today, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),
     )
+
+
+def _parameters_b(desk: Desk, plans: Sequence[Plan]) -> float | None:
+    """Billions of parameters of the base model that the spec names for this machine."""
+    local = next((p for p in plans if p.provider == "local"), None)
+    offering = desk.offering_of("local", local.model) if local else None
+    return offering.parameters_b if offering else None
+
+
+def _with_verdicts(sensitivity: Sensitivity, situation: Situation) -> Sensitivity:
+    """Each switching value with the verdict beyond it: money that turns round need not turn the decision."""
+    facts = gather_facts(situation)
+    now = verdict_if(facts, {})
+    saves = facts["p_saves"]
+    turned: dict[str, Fact] = {}
+    if isinstance(saves, float):
+        turned = {"p_saves": 0.0 if saves >= 0.5 else 1.0, "p_pays_back": 0.0 if saves >= 0.5 else 1.0}
+    other = verdict_if(facts, turned)
+    switches = tuple(
+        s if s.at is None else s.model_copy(update={"verdict": other, "statement": f"{s.statement} {_then(now, other, bool(turned))}"})
+        for s in sensitivity.switches
+    )
+    return sensitivity.model_copy(update={"switches": switches})
+
+
+def _then(now: Verdict, other: Verdict, known: bool) -> str:
+    if not known:
+        return "The decision does not rest on this offer's money."
+    return f"The decision: {VERDICT_WORDS[other]}." if other != now else "The decision stays: it rests on other grounds."
 
 
 def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setting:
@@ -121,11 +169,12 @@ def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setti
 class _Simulation:
     """The draws of one report, shared by its offers."""
 
-    def __init__(self, intake: Intake, arms: Arms, seed: int, setting: Setting) -> None:
+    def __init__(self, intake: Intake, arms: Arms, seed: int, setting: Setting, prior: Prior) -> None:
         self.intake = intake
         self.setting = setting
         self.seed = seed
-        self.shared = shared_drivers(intake, seed=seed)
+        self.baseline = arms.baseline
+        self.shared = shared_drivers(intake, seed=seed, prior=prior.removed)
         self.scores = _paired_scores(arms, intake.quality.metric)
         self.kept: dict[str, tuple[Candidate, Drivers, Outcome]] = {}
 
@@ -142,23 +191,36 @@ class _Simulation:
         self.kept[offer.id] = (candidate, drivers, result)
         economics = OfferEconomics(
             months=terms.months,
-            per_request_today=_percentiles(result.per_request_today),
-            per_request_tuned=_percentiles(result.per_request_tuned),
-            one_time=_percentiles(result.one_time),
-            fixed_per_month=_percentiles(result.fixed),
-            saving_per_month=_percentiles(result.saving_per_month),
-            break_even_volume=_percentiles(result.break_even),
-            payback_months=_percentiles(result.payback),
-            npv=_percentiles(result.npv),
+            per_request_today=percentiles(result.per_request_today),
+            per_request_tuned=percentiles(result.per_request_tuned),
+            one_time=percentiles(result.one_time),
+            fixed_per_month=percentiles(result.fixed),
+            saving_per_month=percentiles(result.saving_per_month),
+            break_even_volume=percentiles(result.break_even),
+            payback_months=percentiles(result.payback),
+            npv=percentiles(result.npv),
             p_saves=float((result.npv > 0).mean()),
             p_pays_back=float((result.payback <= terms.months).mean()),
             misses_counted=counted,
-            bar_assumed=counted and scores is not None and scores[1] is None,
+            quality_assumed=counted and scores is not None and scores[1] is None,
         )
         reasons = offer.reasons
         if terms.ends_inside and economics.p_pays_back < 0.5:
             reasons = (*reasons, f"more likely than not it does not pay back in the {terms.months:.1f} months that the model has left")
         return offer.model_copy(update={"economics": economics, "reasons": reasons})
+
+    def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate]) -> Pilot | None:
+        """The cheapest pilot, once a prompt was measured."""
+        offer = pilot_offer(offers)
+        if offer is None or self.baseline is None:
+            return None
+        candidate = next(c for c in candidates if c.offer.id == offer.id)
+        _, drivers, result = self.kept.get(offer.id, (None, None, None))
+        return pilot_of(
+            candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
+            bar=self.intake.quality.bar, removed=self.shared["removed"], seed=self.seed,
+            priced=offer.economics is not None and offer.economics.misses_counted,
+        )  # fmt: skip
 
     def cash_flow(self, offer: Offer) -> CashFlow:
         """Spent money over the horizon, at most a dozen points."""
@@ -168,7 +230,7 @@ class _Simulation:
         step = max(1, -(-horizon // MAX_POINTS))
         months = sorted({*range(0, horizon + 1, step), horizon})
         today, tuned = cumulative(drivers, candidate.terms, self.setting, horizon)
-        points = tuple(CashPoint(month=m, today=_percentiles(today[m]), tuned=_percentiles(tuned[m])) for m in months)
+        points = tuple(CashPoint(month=m, today=percentiles(today[m]), tuned=percentiles(tuned[m])) for m in months)
         return CashFlow(offer=offer.id, points=points, ends_month=candidate.terms.months if candidate.terms.ends_inside else None)
 
     def sensitivity(self, offer: Offer) -> Sensitivity:
@@ -219,13 +281,6 @@ def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArr
     return np.array([one[r] for r in rows]), np.array([two[r] for r in rows]) if two else None
 
 
-def _percentiles(values: FloatArray) -> Percentiles:
-    ordered = np.sort(values)  # by rank: interpolating next to infinity would not give a number
-    found = [float(ordered[min(len(ordered) - 1, int(len(ordered) * q))]) for q in (0.1, 0.5, 0.9)]
-    low, middle, high = (v if np.isfinite(v) else None for v in found)
-    return Percentiles(p10=low, p50=middle, p90=high)
-
-
 def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Savings:
     if chosen is None:
         closed = sum(o.status == "closed" for o in offers)
@@ -238,9 +293,9 @@ def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Sav
     subject = {
         "measured": "The tuned model as it was measured",
         "same model, measured elsewhere": "The same base model as was measured, at another provider",
-        "not measured": "If the tuned model just reached the bar (it was not measured)",
+        "not measured": "If tuning does what the stated prior says (no tuned model of this base was measured)",
     }[chosen.quality]
-    if verdict != "fine_tune":
+    if verdict not in ("fine_tune", "migrate"):
         subject += "; shown for comparison, not recommended"
     return Savings(subject=subject, offer=chosen.id, economics=chosen.economics)
 

@@ -11,11 +11,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from tuneport.advisor.curve import LearningCurve
 from tuneport.advisor.decide import Decision
+from tuneport.advisor.diagnosis import Diagnosis
+from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Comparison, Estimate, Power
 from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles
 from tuneport.advisor.pricing import PriceNote
+from tuneport.advisor.prior import Prior
+from tuneport.advisor.routing import Route
 
 
 class _Frozen(BaseModel):
@@ -95,6 +100,7 @@ class Switch(_Frozen):
     middle: float
     at: float | None
     statement: str
+    verdict: str = ""  # the verdict beyond that value; "" where no value is within reach
 
 
 class Sensitivity(_Frozen):
@@ -142,8 +148,13 @@ class Report(_Frozen):
     made_on: date
     intake: Intake
     decision: Decision
+    diagnosis: Diagnosis
     savings: Savings
-    offers: tuple[Offer, ...]
+    offers: tuple[Offer, ...]  # best first
+    routes: tuple[Route, ...]
+    prior: Prior
+    pilot: Pilot | None
+    curve: LearningCurve | None
     todays_prices: tuple[PriceNote, ...]
     evidence: Evidence | None
     cash_flow: CashFlow | None

@@ -26,6 +26,8 @@ VERDICTS: Mapping[str, str] = {
     "measure": "Measure first",
     "pilot": "Run a pilot",
     "find_offer": "Find an offer",
+    "route": "Route to another model",
+    "migrate": "Migrate",
     "fine_tune": "Fine-tune",
 }
 """The verdicts in the reader's words."""

@@ -1,0 +1,100 @@
+"""The cheapest experiment that could change the decision: what it costs, what it must show, and what knowing is worth.
+
+Worth of knowing = E[max(0, NPV)] - max(0, E[NPV]): what perfect knowledge of the offer's money would add before the money is
+spent. An experiment that costs more than that is not worth making.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from tuneport.advisor.economics import FloatArray
+from tuneport.advisor.measurement import Arm
+from tuneport.advisor.offers import Candidate
+from tuneport.advisor.simulation import Drivers, after_tuning, draw_acceptance
+from tuneport.advisor.statistics import newcombe_paired
+from tuneport.core.money import Range
+
+START_HOURS = 2.0
+"""Hours that a dedicated machine is paid for while a suite runs on it, its start included. Our judgement."""
+
+
+class Pilot(BaseModel):
+    """One training run and its measurement. Money is USD; people's time is not in it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    offer: str
+    usd: Range | None
+    basis: str
+    rows: int  # of the suite
+    must_show: str
+    needed: int | None  # right answers, where the metric is right or wrong
+    p_shows: float | None  # by the prior
+    worth_usd: float | None  # of knowing the offer's money beforehand; None: nothing to simulate
+    worth_it: bool | None
+
+
+def pilot_of(
+    candidate: Candidate, drivers: Drivers | None, npv: FloatArray | None, *, baseline: Arm, metric: str, bar: float, removed: FloatArray,
+    seed: int, priced: bool,
+) -> Pilot:  # fmt: skip
+    """The pilot at one offer. ``priced``: the money counts what a miss costs, so that the worth of knowing can be told."""
+    scores = np.array([a.scores[metric] for a in baseline.answers if metric in a.scores])
+    n = len(scores)
+    usd, basis = _price(candidate, drivers, n)
+    binary = bool(np.isin(scores, (0, 1)).all()) and n > 0
+    needed = _needed(n, int(scores.sum()), bar) if binary else None
+    rng = np.random.default_rng(seed)
+    chance = None
+    if needed is not None:
+        before, _ = draw_acceptance(rng, scores, scores, len(removed))
+        chance = float((rng.binomial(n, after_tuning(before, removed)) >= needed).mean())
+    what = metric.replace("_", " ")
+    if needed is not None and needed <= n:
+        show = f"At least {needed} of the {n} rows right ({100 * needed / n:.0f} %): the bar of {100 * bar:.0f} %, and a gain over "
+        show += f"{baseline.name!r} whose interval lies above zero."
+    elif needed is not None:
+        show = f"Nothing that {n} rows could show: {baseline.name!r} is too good for a gain to be told from chance. Add test rows first."
+    else:
+        show = f"A mean {what} of at least {100 * bar:.0f} %, and a gain over {baseline.name!r} whose interval lies above zero."
+    worth = float(np.maximum(npv, 0).mean() - max(0.0, float(npv.mean()))) if npv is not None and priced else None
+    verdict = None if worth is None or usd is None else worth > usd.low
+    return Pilot(
+        offer=candidate.offer.id,
+        usd=usd,
+        basis=basis,
+        rows=n,
+        must_show=show,
+        needed=needed,
+        p_shows=chance,
+        worth_usd=worth,
+        worth_it=verdict,
+    )
+
+
+def _needed(n: int, right: int, bar: float) -> int:
+    """Right answers from which the bar is met and the gain's interval lies above zero, were hits and misses spread independently."""
+    for k in range(max(right + 1, math.ceil(bar * n - 1e-9)), n + 1):
+        both = round(right * k / n)
+        if newcombe_paired(both, right - both, k - both, n - right - k + both).low > 0:
+            return k
+    return n + 1
+
+
+def _price(candidate: Candidate, drivers: Drivers | None, n: int) -> tuple[Range | None, str]:
+    offer = candidate.offer
+    if offer.training_usd is None or candidate.terms is None or drivers is None:
+        return None, "a price of the offer is unknown"
+    tuned, d = candidate.terms.tuned, drivers
+    tokens = ((d["fresh"] + d["static_tuned"]) * d["q_in"] + d["output_tuned"] * d["q_out"]) / 1e6 * n
+    hours = START_HOURS if tuned.paid != "worked" else n / d["q_rate"]
+    each = tokens + (d["q_hour"] * hours if tuned.hour.high > 0 else 0.0)
+    low, high = (float(v) for v in np.percentile(each, [10, 90]))
+    basis = f"one run, and {n} answers" + (
+        f" on a machine for {START_HOURS:g} hours" if tuned.hour.high > 0 and tuned.paid != "worked" else ""
+    )
+    return offer.training_usd + Range(low=low, high=high), basis

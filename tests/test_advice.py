@@ -1,0 +1,355 @@
+"""What stands beside the verdict: diagnosis, constraints, routing, migration, priors and the pilot, method, learning curve."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneport.advisor.advise import advise
+from tuneport.advisor.diagnosis import diagnose
+from tuneport.advisor.intake import Symptom
+from tuneport.advisor.measurement import Arm, Measurement
+from tuneport.advisor.prior import load_priors, prior_for
+from tuneport.advisor.report.model import Report
+from tuneport.advisor.rules import load_rules
+from tuneport.advisor.statistics import wilson
+from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
+
+OPENAI = {"provider": "openai", "model": "gpt-4.1-mini", "arm": "few-shot"}
+
+
+def at_openai(n: int, right: int, name: str = "few-shot", model: str = "gpt-4.1-mini") -> Arm:
+    return arm(name, share(n, right), provider="openai", model=model)
+
+
+def advised(asked: Any, measured: Measurement | None, *plans: Any) -> Report:
+    return advise(asked, measured, plans or (plan(),), today=TODAY)
+
+
+# -- diagnosis -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "gap"),
+    [
+        ({"gap": "unknown", "symptoms": ["wrong_format", "wrong_labels"]}, "behaviour"),
+        ({"gap": "unknown", "symptoms": ["stale_facts"]}, "knowledge"),
+        ({"gap": "unknown", "symptoms": ["invented_facts", "wrong_style"]}, "both"),
+        ({"gap": "unknown", "symptoms": ["too_dear"]}, "unknown"),
+        ({"gap": "unknown", "facts": {"fresh_or_private": True}}, "knowledge"),
+        ({"gap": "unknown", "needs": {"format": "strict"}}, "behaviour"),
+    ],
+)
+def test_symptoms_are_diagnosed_with_their_sources(changes: dict[str, Any], gap: str) -> None:
+    found = diagnose(intake(**changes))
+    assert found.gap == gap
+    assert all(sign.sources for sign in found.signs)
+    assert not found.contradictions
+
+
+def test_every_symptom_of_the_questionnaire_has_a_row() -> None:
+    assert set(load_rules().symptoms) == set(Symptom.__args__)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"gap": "behaviour", "facts": {"fresh_or_private": True}}, "stated as behaviour, yet: answers need fresh"),
+        ({"gap": "behaviour", "symptoms": ["stale_facts"]}, "out of date"),
+        ({"gap": "knowledge"}, "no answer needs fresh"),
+        ({"gap": "knowledge", "facts": {"fresh_or_private": True}, "symptoms": ["wrong_format"]}, "break the required format"),
+        ({"tokens": {"static_tuned": 5000}}, "said to grow"),
+        ({"privacy": {"data_may_leave": False}, "incumbent": OPENAI}, "runs at openai"),
+        ({"symptoms": ["stale_facts"], "facts": {"change": "never"}, "gap": "unknown"}, "never to change"),
+        ({"gap": "both", "facts": {"fresh_or_private": True, "change": "monthly"}, "retraining": {"every_months": 6}}, "every 6 months"),
+        ({"batch_share": 1, "needs": {"latency_p95_seconds": 2}}, "within seconds"),
+        ({"data": {"labelled_rows": 100}}, "the spec trains on 1,200"),
+    ],
+)
+def test_contradictions_are_said_and_lower_the_confidence_but_crash_nothing(changes: dict[str, Any], words: str) -> None:
+    report = advised(intake(**changes), clear_gain())
+    told = report.diagnosis.contradictions
+    assert any(words in f"{c.statement} {c.read_as}" for c in told)
+    assert any(d.rule == "contradictory-answers" and d.fired for d in report.decision.doubts)
+    assert report.decision.confidence != "high"
+
+
+def test_without_contradictions_there_is_no_such_doubt() -> None:
+    report = advised(intake(), clear_gain())
+    assert not report.diagnosis.contradictions
+    assert not any(d.rule == "contradictory-answers" and d.fired for d in report.decision.doubts)
+
+
+# -- constraints ---------------------------------------------------------------------------------------------------------
+
+
+def test_residency_closes_what_runs_elsewhere_and_asks_where_it_is_not_known() -> None:
+    plans = (plan("bedrock", "nova-micro"), plan("together", "qwen3.5-9b"), plan())
+    offers = {o.provider: o for o in advised(intake(privacy={"regions": ["eu"]}), clear_gain(), *plans).offers}
+    assert offers["bedrock"].status == "closed"
+    assert any("us-east-1" in reason for reason in offers["bedrock"].reasons)
+    assert offers["together"].status == "open"
+    assert any("confirm eu" in reason for reason in offers["together"].reasons)
+    assert offers["local"].status == "open"
+    assert not any("confirm" in reason for reason in offers["local"].reasons)
+
+
+def test_answers_that_come_too_late_are_no_reason_to_stop_and_none_to_ship() -> None:
+    good = measurement(arm("few-shot", share(300, 240)), arm("tuned", share(300, 299), kind="tuned"))
+    slow = intake(needs={"latency_p95_seconds": 0.1})  # the arms answer in 0.5 s
+    assert advised(intake(), good).decision.verdict == "do_nothing"
+    report = advised(slow, good)
+    assert report.decision.verdict == "pilot"
+    assert {"baseline-too-slow", "tuned-too-slow"} <= {line.rule for line in report.decision.trace if line.fired}
+
+
+def test_offers_are_ranked_and_closed_ones_come_last() -> None:
+    report = advised(
+        intake(),
+        clear_gain(),
+        plan("openai", "gpt-4.1-nano"),
+        plan("together", "qwen3-8b", usd=None),
+        plan("fireworks", "qwen3-8b"),
+        plan(),
+    )
+    assert [o.status for o in report.offers] == ["open", "open", "unpriced", "closed"]
+    assert report.offers[0].provider == "local"
+
+
+# -- routing and migration -----------------------------------------------------------------------------------------------
+
+
+def test_a_smaller_prompted_model_that_meets_the_bar_is_routed_to() -> None:
+    small = arm("small", share(300, 252), provider="bedrock", model="nova-micro")
+    big = arm("few-shot", share(300, 255), provider="bedrock", model="nova-pro")
+    today = {"provider": "bedrock", "model": "nova-pro", "arm": "few-shot"}
+    assert advised(intake(incumbent=today), measurement(big, small)).decision.verdict == "do_nothing"  # its misses cost more than it saves
+    report = advised(intake(incumbent=today, quality={"rejected_answer_usd": None}), measurement(big, small))
+    assert report.decision.verdict == "route"
+    assert "nova-micro" in report.decision.sentence
+    route = report.routes[0]
+    assert route.p_saves is not None
+    assert route.saving_per_month is not None
+    assert route.saving_per_month.p50 is not None
+    assert {o.name: o.standing for o in report.decision.options}["Routing to a smaller model"] == "recommended"
+
+
+def test_what_is_not_in_the_format_is_passed_on() -> None:
+    small_right, valid = share(300, 180), share(300, 200)
+    answers = tuple(
+        a.model_copy(update={"scores": {**a.scores, "schema_valid": float(ok)}})
+        for a, ok in zip(arm("small", small_right).answers, valid, strict=True)
+    )
+    small = arm("small", small_right, provider="openai", model="gpt-4.1-mini").model_copy(
+        update={"answers": answers, "metrics": {"exact_match": wilson(180, 300), "schema_valid": wilson(200, 300)}}
+    )
+    big = arm("few-shot", [True] * 290 + [False] * 10, provider="openai", model="gpt-4.1")
+    asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1", "arm": "few-shot"}, quality={"rejected_answer_usd": None})
+    routes = {r.kind: r for r in advised(asked, measurement(big, small)).routes}
+    cascade = routes["cascade"]
+    assert cascade.passed_on == pytest.approx(100 / 300)
+    assert cascade.quality.value == pytest.approx((180 + 90) / 300)  # its own 180, and today's model on the hundred others
+    assert cascade.usd_per_request is not None
+    assert routes["direct"].usd_per_request is not None
+    assert cascade.usd_per_request.p50 > routes["direct"].usd_per_request.p50  # type: ignore[operator]
+
+
+def test_a_route_without_a_price_is_unknown_and_never_recommended() -> None:
+    other = arm("other", share(300, 299), provider="nowhere", model="unheard-of")
+    report = advised(intake(), measurement(arm("few-shot", share(300, 60)), other))
+    route = report.routes[0]
+    assert route.p_saves is None
+    assert route.usd_per_request is None
+    assert "no price" in route.why_unknown
+    assert report.decision.verdict != "route"
+
+
+def test_an_ending_model_is_left_for_a_prompted_one_that_lasts() -> None:
+    report = advised(intake(incumbent=OPENAI), measurement(at_openai(300, 270), arm("local few-shot", share(300, 240))), plan())
+    assert report.decision.verdict == "migrate"
+    assert "2027-01-14" in report.decision.sentence
+    assert "local few-shot" in report.decision.sentence
+    assert report.decision.offer is None
+
+
+def test_an_ending_model_is_left_for_a_tuned_one_when_no_prompt_meets_the_bar() -> None:
+    arms = (at_openai(300, 60), arm("tuned", share(300, 270), kind="tuned", model="job-1"))
+    report = advised(intake(incumbent=OPENAI), measurement(*arms), plan())
+    assert report.decision.verdict == "migrate"
+    assert report.decision.offer is not None
+    assert report.decision.offer.startswith("local")
+    assert report.decision.kill_criteria
+
+
+def test_a_good_prompt_on_an_ending_model_is_no_reason_to_do_nothing() -> None:
+    report = advised(intake(incumbent=OPENAI), measurement(at_openai(300, 270)), plan())
+    assert report.decision.verdict == "measure"
+    assert "successor" in report.decision.sentence
+
+
+# -- before any training -------------------------------------------------------------------------------------------------
+
+
+def test_priors_widen_as_rows_run_out() -> None:
+    many, some, few = (prior_for("json", rows).removed for rows in (2_000, 300, 100))
+    assert many.low > some.low > few.low
+    assert few.low < 0  # tuning may harm
+    assert all(row.source in load_priors().sources for row in load_priors().priors)
+    assert prior_for("text", 2_000).removed.high < many.high
+    assert prior_for(None, None).removed.low < 0
+
+
+def test_the_pilot_says_what_it_costs_what_it_must_show_and_how_likely_that_is() -> None:
+    report = advised(intake(), measurement(arm("few-shot", share(300, 60))), plan("openai", "gpt-4.1-mini"), plan())
+    pilot = report.pilot
+    assert report.decision.verdict == "pilot"
+    assert pilot is not None
+    assert pilot.usd is not None
+    assert pilot.usd.low > 1.0  # the run, and the answers on top
+    assert pilot.needed == 210  # the bar of 70 % on 300 rows; the gain is far above chance
+    assert pilot.p_shows is not None
+    assert 0.02 < pilot.p_shows < 0.6
+    assert pilot.must_show in " ".join(report.decision.next_steps)
+
+
+def test_a_gain_must_also_be_told_from_chance() -> None:
+    near = advised(intake(quality={"bar": 0.72}), measurement(arm("few-shot", share(100, 71))), plan())
+    assert near.pilot is not None
+    assert near.pilot.needed is not None
+    assert near.pilot.needed > 80  # 72 rows right would meet the bar, and show nothing
+
+
+def test_a_pilot_that_costs_more_than_knowing_is_worth_is_declined() -> None:
+    trifle = intake(volume_per_month=10, quality={"rejected_answer_usd": 0.001})
+    report = advised(trifle, measurement(arm("few-shot", share(300, 60))), plan(usd=(500, 900)))
+    assert report.pilot is not None
+    assert report.pilot.worth_it is False
+    assert report.decision.verdict == "better_prompt"
+
+
+def test_after_a_failed_pilot_another_base_model_is_tried() -> None:
+    both = measurement(arm("few-shot", share(300, 30)), arm("tuned", share(300, 150), kind="tuned"))
+    report = advised(intake(), both, plan("bedrock", "nova-micro"), plan())
+    assert report.decision.verdict == "pilot"
+    assert report.decision.offer is not None
+    assert report.decision.offer.startswith("bedrock")
+
+
+def test_an_unpriced_pilot_has_no_price() -> None:
+    report = advised(intake(self_hosting={"usd_per_hour": None}), measurement(arm("few-shot", share(300, 60))), plan())
+    assert report.pilot is None or report.pilot.usd is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "method"),
+    [
+        ({}, 1200, "lora"),
+        ({}, 150, "none"),
+        ({"symptoms": ["wrong_style"], "data": {"preference_pairs": 3000}}, 1200, "dpo"),
+        ({"symptoms": ["wrong_style"]}, 1200, "lora"),
+        ({"symptoms": ["domain_terms"]}, 20_000, "full"),
+        ({"symptoms": ["domain_terms"], "data": {"raw_tokens": 5e8}}, 20_000, "cpt"),
+    ],
+)
+def test_the_method_follows_from_the_data(changes: dict[str, Any], rows: int, method: str) -> None:
+    advice = advised(intake(**changes), clear_gain(), plan(rows=rows)).decision.method
+    assert advice.id == method
+    assert advice.sources
+    assert bool(advice.differs) == (method not in ("lora",))
+
+
+# -- learning curve ------------------------------------------------------------------------------------------------------
+
+
+def curve_of(*right: int, n: int = 400, **changes: Any) -> Any:
+    rng = np.random.default_rng(0)
+    order = rng.permutation(n)  # easy rows first: runs of more rows get the same ones right, and more
+    runs = [arm(f"tuned {k}", [bool(order[i] < r) for i in range(n)], kind="tuned") for k, r in enumerate(right)]
+    points = [{"arm": run.name, "rows": 300 * 2**k} for k, run in enumerate(runs)]
+    asked = intake(learning_curve=points, **changes)
+    return advised(asked, measurement(arm("few-shot", share(n, 40)), *runs)).curve
+
+
+def test_a_curve_that_still_rises_says_that_more_rows_are_worth_their_price() -> None:
+    curve = curve_of(200, 260, 300)
+    assert curve.gain is not None
+    assert 0 < curve.gain.low < curve.gain.value < curve.gain.high
+    assert curve.ceiling > 0.75
+    assert curve.more_is_worth is True
+    assert "buy them" in curve.says
+
+
+def test_a_flat_curve_stops_the_buying() -> None:
+    curve = curve_of(300, 300, 300)
+    assert curve.more_is_worth is False
+    assert "do not buy" in curve.says
+
+
+def test_dear_rows_are_not_bought_for_a_small_gain() -> None:
+    curve = curve_of(280, 300, 310, costs={"labelling_usd": 2_000_000})
+    assert curve.more_is_worth is False
+
+
+def test_two_sizes_make_no_curve() -> None:
+    curve = curve_of(200, 260)
+    assert curve.gain is None
+    assert curve.more_is_worth is None
+    assert "needs 3" in curve.says
+
+
+@given(a=st.floats(0.5, 0.95), b=st.floats(0.05, 0.4), c=st.sampled_from([0.25, 0.5, 1.0]))
+def test_an_exact_curve_is_found_again(a: float, b: float, c: float) -> None:
+    from tuneport.advisor.curve import _fit
+
+    sizes = np.array([250.0, 500.0, 1000.0, 2000.0])
+    means = a - b * (sizes / 2000) ** -c
+    ceiling, exponent, gain = _fit(sizes, means[:, None])
+    assert float(gain[0]) == pytest.approx(b * (1 - 2.0**-c), rel=0.05, abs=1e-6)
+    assert float(exponent[0]) == pytest.approx(c, abs=0.051)
+    assert float(ceiling[0]) == pytest.approx(a, abs=0.05)
+
+
+# -- what would change it ------------------------------------------------------------------------------------------------
+
+
+def test_the_quality_at_which_the_verdict_turns_is_named() -> None:
+    report = advised(intake(), clear_gain())  # prompt 20 %, tuned 85 %, bar 70 %
+    told = " ".join(report.decision.would_change)
+    assert "best prompt at 70.0 % exact match or more (now 20.0 %): do not fine-tune" in told
+    assert "tuned model at 69.5 % exact match or less (now 85.0 %): run a pilot" in told
+
+
+def test_switching_values_say_what_becomes_of_the_decision() -> None:
+    report = advised(intake(), clear_gain())
+    assert report.sensitivity is not None
+    within = [s for s in report.sensitivity.switches if s.at is not None]
+    assert within
+    assert {s.verdict for s in within} == {"do_nothing"}  # misses are priced, so losing money turns the decision
+    assert all("The decision: do not fine-tune." in s.statement for s in within)
+    calls_only = advised(intake(quality={"rejected_answer_usd": None}), clear_gain())
+    assert calls_only.sensitivity is not None
+    assert all("rests on other grounds" in s.statement for s in calls_only.sensitivity.switches if s.at is not None)
+
+
+def test_an_arm_that_failed_half_way_is_told() -> None:
+    broken = arm("few-shot", share(300, 60))
+    answers = tuple(a.model_copy(update={"error": "503", "text": ""}) if a.row >= 150 else a for a in broken.answers)
+    report = advised(intake(), measurement(broken.model_copy(update={"answers": answers}), arm("tuned", share(300, 255), kind="tuned")))
+    assert any(d.rule == "incomplete-arm" and d.fired and "50.0 %" in d.evidence for d in report.decision.doubts)
+
+
+def test_a_suite_too_small_to_decide_is_told() -> None:
+    for n in (1, 2, 7, 29):
+        report = advised(intake(), measurement(arm("few-shot", share(n, 0)), arm("tuned", share(n, n), kind="tuned")))
+        assert report.decision.verdict == "measure"
+        assert f"{n} test rows decide nothing" in report.decision.sentence
+
+
+def test_all_equal_scores_do_not_crash() -> None:
+    for right in (0, 50):
+        report = advised(intake(), measurement(arm("few-shot", share(50, right)), arm("tuned", share(50, right), kind="tuned")))
+        assert report.decision.verdict in ("better_prompt", "do_nothing")
