@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from tuneport.core.options import ProviderOptions
 
 Method = Literal["sft", "dpo", "kto", "orpo", "simpo", "cpt", "rft", "distill"]
-TuningKind = Literal["lora", "qlora", "dora", "full", "prefix", "prompt"]
+TuningKind = Literal["lora", "qlora", "dora", "rslora", "full", "prefix", "prompt"]
 DataFormat = Literal[
     "auto", "chat", "prompt_completion", "instruction", "classification", "preference", "unpaired_preference", "text"
 ]
@@ -85,7 +85,7 @@ class Data(Section):
 class Tuning(Section):
     """Which weights learn. LoRA terms as in Hu et al. 2021."""
 
-    kind: Annotated[TuningKind | None, Field(description="lora, qlora (4-bit base), dora, full, prefix or prompt tuning.")] = None
+    kind: Annotated[TuningKind | None, Field(description="lora, qlora (4-bit base), dora, rslora, full, prefix or prompt tuning.")] = None
     rank: Annotated[Positive | None, Field(description="LoRA rank r.")] = None
     alpha: Annotated[float | None, Field(gt=0, description="LoRA alpha; the update is scaled by alpha / rank.")] = None
     dropout: Annotated[float | None, Field(ge=0, lt=1, description="Dropout on the adapter's input.")] = None

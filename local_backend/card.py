@@ -11,43 +11,65 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tuneport.core.errors import ProviderError
 from tuneport.local_backend.best import BestAdapter
-from tuneport.local_backend.jobdir import ADAPTER_FILES, write_atomically, write_json
+from tuneport.local_backend.config import Adapter
+from tuneport.local_backend.jobdir import write_atomically, write_json
 from tuneport.local_backend.models import TRAINING_STACK, packaged_models, packaged_name, remove_tree
+from tuneport.local_backend.story import validation_words
 from tuneport.local_backend.trainer import Run
 
 CONFIG_FILE = "resolved_config.json"
+WEIGHT_FILES = frozenset({"adapter_config.json", "config.json", "generation_config.json", "model.safetensors.index.json"})
+"""What belongs to the weights beside the safetensors themselves."""
 
 
-def save_adapter(run: Run, best: BestAdapter, checkpoint: Path | None) -> str:
+def save_result(run: Run, best: BestAdapter) -> str:
     """Write ``adapter/`` and return one line about it.
 
-    It is the best adapter, or that of the last step when nothing was validated: ``checkpoint`` when the model was not trained
-    further from there, otherwise the model itself.
+    It is the best so far by validation loss, or that of the last step when nothing was validated. Full tuning leaves a whole
+    model there, in the precision that the configuration names. Raises ProviderError when there is neither.
     """
     job = run.job
     target = job.adapter
     folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     remove_tree(folder)
+    last = job.last_checkpoint()
+    full = run.config.adapter.kind == "full"
+    thing = "the model" if full else "the adapter"
     if best.path is not None:
-        shutil.copytree(best.path, folder)
-        chosen = f"the adapter of step {best.step}, which has the lowest validation loss, {best.loss:.4f}"
+        source, chosen = best.path, f"{thing} of step {best.step}, which has the best {validation_words(run.config, best.loss)}"
+    elif last is not None:
+        source, chosen = last[1], f"{thing} of the last step (there were no validation rows to choose by)"
     else:
-        if checkpoint is None:
-            run.model.save_pretrained(folder)
-        else:
-            folder.mkdir()
-            for name in ADAPTER_FILES:
-                shutil.copy(checkpoint / name, folder / name)
-        chosen = "the adapter of the last step (there were no validation rows to choose by)"
+        raise ProviderError(f"job {job.path.name} has no checkpoint to take its result from", fix="resume it")
+    folder.mkdir()
+    for file in source.iterdir():
+        if file.suffix == ".safetensors" or file.name in WEIGHT_FILES:
+            shutil.copy(file, folder / file.name)
+    if full:
+        _to_precision(folder, run.config.dtype)
+        run.tokenizer.save_pretrained(folder)
+    else:
+        _name_base(folder / "adapter_config.json", run.config.model)
     if job.chat_template.exists():
         shutil.copy(job.chat_template, folder / job.chat_template.name)
-    _name_base(folder / "adapter_config.json", run.config.model)
     write_json(folder / CONFIG_FILE, resolved(run, best))
     write_atomically(folder / "README.md", model_card(run, best))
     remove_tree(target)
     folder.rename(target)
     return f"saved {chosen}"
+
+
+def _to_precision(folder: Path, dtype: str) -> None:
+    """Fully tuned weights, learnt in fp32, as they are to be kept."""
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", config | {"dtype": "bfloat16" if dtype == "bf16" else "float32"})
+    if dtype == "bf16":
+        for file in folder.glob("*.safetensors"):
+            save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
 def resolved(run: Run, best: BestAdapter) -> dict[str, Any]:
@@ -59,7 +81,7 @@ def resolved(run: Run, best: BestAdapter) -> dict[str, Any]:
         "kept_step": best.step,
         "validation_loss": best.loss if best.step is not None else None,
         "train_sequences": len(run.train),
-        "train_tokens": sum(len(row.input_ids) for row in run.train),
+        "train_tokens": sum(row.tokens for row in run.train),
         "validation_sequences": len(run.validation),
         "gradient_checkpointing": run.checkpointing,
         "seeds": {"adapter": run.config.seed, "order": run.config.seed, "training": run.config.seed},
@@ -84,27 +106,29 @@ def model_card(run: Run, best: BestAdapter) -> str:
     config = run.config
     carried = packaged_name(config.model)
     facts = packaged_models()[carried] if carried else {}
-    targets = config.adapter.target_modules
+    full = config.adapter.kind == "full"
+    what = "Every weight" if full else f"{KIND_NAMES[config.adapter.kind]} adapter"
     lines = [
         "---",
-        "library_name: peft",
+        f"library_name: {'transformers' if full else 'peft'}",
         f"base_model: {json.dumps(config.model)}",
         *([f"license: {facts['license'].lower()}"] if "license" in facts else []),
-        "tags: [lora, sft, tuneport]",
+        f"tags: [{config.adapter.kind}, {config.method}, tuneport]",
         "---",
         f"# {config.name or run.job.path.name}",
         "",
-        f"LoRA adapter for `{config.model}`, trained by tuneport on this machine ({run.device}). It is not a whole model.",
+        f"{what} of `{config.model}`, trained by tuneport on this machine ({run.device})."
+        + ("" if full else " It is not a whole model."),
         "",
         "## Training",
-        f"- method: {config.method}, loss on {config.loss_on}",
-        f"- adapter: rank {config.adapter.rank}, alpha {config.adapter.alpha:g}, dropout {config.adapter.dropout:g}, "
-        f"targets {targets if isinstance(targets, str) else ', '.join(targets)}",
+        f"- method: {config.method}" + (f", loss on {config.loss_on}" if config.method == "sft" else ""),
+        f"- tuning: {_tuning_words(config.adapter)}",
         f"- {run.steps} steps of {config.batch_size} rows, learning rate {config.learning_rate:g} ({config.scheduler}), seed {config.seed}",
         f"- {len(run.train)} training sequences, {len(run.validation)} validation sequences",
     ]
     if best.step is not None:
-        lines.append(f"- kept: step {best.step}, validation loss {best.loss:.4f} nats per token")
+        unit = " nats per token" if config.method in ("sft", "cpt") else ""
+        lines.append(f"- kept: step {best.step}, {validation_words(config, best.loss)}{unit}")
     if facts.get("note"):
         lines.append(f"- base: {facts['note']}")
     lines += [
@@ -115,6 +139,18 @@ def model_card(run: Run, best: BestAdapter) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+KIND_NAMES = {"lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA", "rslora": "rsLoRA", "prefix": "Prefix", "prompt": "Prompt"}
+
+
+def _tuning_words(adapter: Adapter) -> str:
+    if adapter.kind == "full":
+        return "every weight"
+    if not adapter.low_rank:
+        return f"{adapter.kind}, {adapter.virtual_tokens} virtual tokens"
+    targets = adapter.target_modules if isinstance(adapter.target_modules, str) else ", ".join(adapter.target_modules)
+    return f"{adapter.kind}, rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g}, targets {targets}"
 
 
 def _name_base(path: Path, model: str) -> None:

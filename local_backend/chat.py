@@ -86,6 +86,26 @@ def encode(
     return [_masked(tokenizer, through, [(prompt, through)], stops) for prompt, through in pairs]
 
 
+def encode_answer(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any], stops: frozenset[int]) -> tuple[Encoded, int]:
+    """One conversation in which the last message alone carries loss, and the number of tokens before it."""
+    before, through = _turn(tokenizer, messages, tools)
+    row = _masked(tokenizer, through, [(before, through)], stops)
+    return row, next(i for i, label in enumerate(row.labels) if label != IGNORED)
+
+
+def encode_text(tokenizer: Any, text: str, longest: int) -> list[Encoded]:
+    """A document for continued pre-training: every token carries loss, the end token closes it.
+
+    It is cut into pieces of at most ``longest`` tokens. Special tokens that the tokenizer puts before any text (a BOS) are kept.
+    """
+    ids: list[int] = tokenizer(text)["input_ids"]
+    end = tokenizer.eos_token_id
+    if end is not None and ids[-1:] != [end]:
+        ids = [*ids, end]
+    pieces = [ids[i : i + longest] for i in range(0, len(ids), longest)]
+    return [Encoded(piece, list(piece)) for piece in pieces if len(piece) > 1]  # a lone token predicts nothing
+
+
 def _turn(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any]) -> tuple[str, str]:
     """(text before the last message's content, text through it)."""
     before = render(tokenizer, messages[:-1], tools, prompt=True)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from tuneport.core.spec import Method, TuningKind
 
 Positive = Annotated[int, Field(ge=1)]
+LOW_RANK = frozenset({"lora", "qlora", "dora", "rslora"})
+"""Kinds of tuning that learn low-rank matrices beside frozen ones."""
 
 
 class _Part(BaseModel):
@@ -14,13 +18,23 @@ class _Part(BaseModel):
 
 
 class Adapter(_Part):
-    """A LoRA adapter (Hu et al. 2021): the update is scaled by alpha / rank."""
+    """Which weights learn.
 
-    kind: Literal["lora"] = "lora"
-    rank: Positive
-    alpha: Annotated[float, Field(gt=0)]
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"]
+    lora, qlora, dora and rslora have rank, alpha, dropout and target_modules (Hu et al. 2021: the update is scaled by
+    alpha / rank, in rslora by alpha / sqrt(rank)); prefix and prompt have virtual_tokens; full has none of them.
+    """
+
+    kind: TuningKind = "lora"
+    rank: Positive | None = None
+    alpha: Annotated[float | None, Field(gt=0)] = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    virtual_tokens: Positive | None = None
+
+    @property
+    def low_rank(self) -> bool:
+        """Is it LoRA or one of its kin?"""
+        return self.kind in LOW_RANK
 
 
 class EarlyStop(_Part):
@@ -30,6 +44,26 @@ class EarlyStop(_Part):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
+class PreferenceLoss(_Part):
+    """Settings of dpo, kto, orpo and simpo; those of another method are None."""
+
+    beta: Annotated[float, Field(gt=0)]
+    sft_weight: Annotated[float | None, Field(ge=0)] = None  # dpo, simpo: of the SFT loss on the chosen answer
+    length_normalised: bool | None = None  # dpo
+    simpo_gamma: Annotated[float | None, Field(ge=0)] = None
+    desirable_weight: Annotated[float | None, Field(gt=0)] = None  # kto
+    undesirable_weight: Annotated[float | None, Field(gt=0)] = None  # kto
+
+
+class Rewards(_Part):
+    """Settings of rft: answers are drawn, graded, and compared with those to the same prompt (GRPO, Shao et al. 2024)."""
+
+    grader: dict[str, JsonValue]  # OpenAI's grader format; ``local_backend.grader`` says which
+    samples_per_prompt: Annotated[int, Field(ge=2)]
+    max_prompt_length: Positive | None = None  # None: the model's own limit
+    max_output_tokens: Positive
+
+
 class TrainConfig(_Part):
     """One run. Every value is final: the worker adds no default of its own."""
 
@@ -37,8 +71,10 @@ class TrainConfig(_Part):
     name: str | None = None
     tags: dict[str, str] = {}
     model: Annotated[str, Field(min_length=1)]  # what ``local_backend.models.locate`` understands
-    method: Literal["sft"] = "sft"
+    method: Method = "sft"
     adapter: Adapter
+    preference: PreferenceLoss | None = None  # of dpo, kto, orpo and simpo
+    rewards: Rewards | None = None  # of rft
     epochs: Annotated[float | None, Field(gt=0)] = None  # exactly one of epochs and steps is set
     steps: Positive | None = None
     batch_size: Positive  # rows per optimiser step

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from tuneport.core.errors import ProviderError
+
 MAX_ROWS = 32
 """Rows in a batch at most. On two cores 32 rows decode at about twice the rate of 16; more gains little."""
 MAX_TOKENS = 65_536
@@ -56,19 +58,43 @@ def decode(model: Any, prompts: Sequence[Prompt], *, stops: frozenset[int], pad:
     if not prompts:
         return
     with torch.inference_mode():
+        model, prefix, virtual = _virtual_tokens(model)
         shared = common_prefix(prompts)
-        prefix = _prefix_cache(model, prompts[0].ids[:shared]) if shared else None
-        if prefix is None:
+        longer = _prefix_cache(model, prompts[0].ids[:shared], prefix) if shared else None
+        if longer is None:
             shared = 0
+        else:
+            prefix = longer
         for batch in _batches(prompts):
-            yield from _fitting(model, batch, shared, prefix, stops, pad)
+            yield from _fitting(model, batch, shared, virtual, prefix, stops, pad)
 
 
-def _prefix_cache(model: Any, ids: list[int]) -> Any:
-    """Keys and values of the shared prefix; None for models with sliding windows or recurrent states."""
-    cache = model(input_ids=torch.tensor([ids], device=model.device), use_cache=True, logits_to_keep=1).past_key_values
-    plain = all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))
-    return cache if plain else None
+def _virtual_tokens(model: Any) -> tuple[Any, Any, int]:
+    """(model to call, keys and values of its virtual tokens, how many they are).
+
+    To the base model a learnt prefix or prompt is nothing but a cache that stands before every conversation. Raises
+    ProviderError where the model's cache cannot be copied.
+    """
+    config: Any = getattr(model, "active_peft_config", None)
+    if not getattr(config, "is_prompt_learning", False):
+        return model, None, 0
+    base, given = model.get_base_model(), model.get_prompt(1)
+    if torch.is_tensor(given):  # embeddings, of prompt tuning
+        given = base(inputs_embeds=given.to(base.get_input_embeddings().weight.dtype), use_cache=True, logits_to_keep=1).past_key_values
+    if not _plain(given):
+        raise ProviderError("prefix and prompt tuning need a model without sliding windows or recurrent states", fix="use lora")
+    return base, given, config.num_virtual_tokens
+
+
+def _prefix_cache(model: Any, ids: list[int], before: Any) -> Any:
+    """Keys and values of the shared prefix behind those ``before`` it; None for models with sliding windows or recurrent states."""
+    inputs = torch.tensor([ids], device=model.device)
+    cache = model(input_ids=inputs, past_key_values=copy.deepcopy(before), use_cache=True, logits_to_keep=1).past_key_values
+    return cache if _plain(cache) else None
+
+
+def _plain(cache: Any) -> bool:
+    return all(type(layer).__name__ == "DynamicLayer" for layer in getattr(cache, "layers", [None]))
 
 
 def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
@@ -84,9 +110,11 @@ def _batches(prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
     yield batch
 
 
-def _fitting(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: frozenset[int], pad: int) -> Iterator[Answer]:
+def _fitting(
+    model: Any, batch: list[Prompt], shared: int, virtual: int, prefix: Any, stops: frozenset[int], pad: int
+) -> Iterator[Answer]:
     try:
-        answers = _batch(model, batch, shared, prefix, stops, pad)
+        answers = _batch(model, batch, shared, virtual, prefix, stops, pad)
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
@@ -96,17 +124,20 @@ def _fitting(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: f
         return
     torch.cuda.empty_cache()
     half = len(batch) // 2
-    yield from _fitting(model, batch[:half], shared, prefix, stops, pad)
-    yield from _fitting(model, batch[half:], shared, prefix, stops, pad)
+    yield from _fitting(model, batch[:half], shared, virtual, prefix, stops, pad)
+    yield from _fitting(model, batch[half:], shared, virtual, prefix, stops, pad)
 
 
-def _batch(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: frozenset[int], pad: int) -> list[Answer]:
+def _batch(
+    model: Any, batch: list[Prompt], shared: int, virtual: int, prefix: Any, stops: frozenset[int], pad: int
+) -> list[Answer]:
     began = time.monotonic()
     device = model.device
+    cached = virtual + shared
     own = [p.ids[shared:] for p in batch]
     width = max(map(len, own))
     ids = torch.tensor([[pad] * (width - len(o)) + o for o in own], device=device)
-    mask = torch.tensor([[1] * shared + [0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
+    mask = torch.tensor([[1] * cached + [0] * (width - len(o)) + [1] * len(o) for o in own], device=device)
     cache = None
     if prefix is not None:
         cache = copy.deepcopy(prefix)
@@ -114,7 +145,7 @@ def _batch(model: Any, batch: list[Prompt], shared: int, prefix: Any, stops: fro
     found: list[list[int]] = [[] for _ in batch]
     answers: list[Answer] = []
     active = list(range(len(batch)))  # which prompt each row of the tensors answers
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, cached:]
     while active:
         out = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1

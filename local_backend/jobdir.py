@@ -7,7 +7,8 @@
     request          "cancel" or "pause" when the user asked the worker to stop
     state.json       the last known state; events.jsonl the story, one line per event; worker.log the worker's output
     checkpoints/     checkpoint-N, each with a file COMPLETE once it is whole
-    best/, adapter/  the adapter with the lowest validation loss so far; the finished adapter with its model card
+    best/, adapter/  the adapter with the lowest validation loss so far; the finished adapter with its model card. Full tuning
+                     leaves a whole model in their place
 
 Needs POSIX (file locks, signals). Imports nothing heavy: the command line reads job folders too.
 """
@@ -29,6 +30,7 @@ from tuneport.core.errors import ProviderError, UsageError
 COMPLETE = "COMPLETE"
 """Marker inside a checkpoint folder; a checkpoint without it was cut off and is not used."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+_MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _LOCK_TRIES, _LOCK_PAUSE = 10, 0.02
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -70,6 +72,16 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Is there a whole adapter in the folder?"""
+    return all((folder / name).exists() for name in ADAPTER_FILES)
+
+
+def holds_model(folder: Path) -> bool:
+    """Is there a whole model in the folder?"""
+    return (folder / "config.json").exists() and any((folder / name).exists() for name in _MODEL_WEIGHTS)
 
 
 class JobDir:
@@ -149,8 +161,8 @@ class JobDir:
         return max(self.whole_checkpoints(), default=None)
 
     def finished(self) -> bool:
-        """True when the finished adapter lies there, whole."""
-        return all((self.adapter / name).exists() for name in ADAPTER_FILES)
+        """True when the finished adapter, or the fully tuned model, lies there, whole."""
+        return holds_adapter(self.adapter) or holds_model(self.adapter)
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""LoRA on this machine: making the adapter, and a faster forward and backward pass for it.
+"""A faster forward and backward pass for LoRA.
 
 PEFT's own layer multiplies and adds whole activations for each adapter and, with adapters in fp32 on a bf16 base, computes
 them in fp32. Here each adapted layer is one autograd function: the products run in the base's precision, the low-rank update
@@ -12,12 +12,8 @@ from types import MethodType
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
-
-from tuneport.core.errors import ProviderError
-from tuneport.local_backend.config import Adapter
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -52,20 +48,6 @@ def _forward(self: Any, x: Tensor, *_: Any, **__: Any) -> Tensor:
         x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
     )
     return output
-
-
-def add_adapter(model: Any, adapter: Adapter, seed: int) -> Any:
-    """The model with a fresh LoRA adapter, seeded. Raises ProviderError when a target module does not exist."""
-    targets = adapter.target_modules if isinstance(adapter.target_modules, str) else list(adapter.target_modules)
-    config = LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
-    torch.manual_seed(seed)
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        fix = "correct tuning.target_modules, or leave it unset"
-        raise ProviderError(f"the adapter does not fit this model ({error})", fix=fix) from error
 
 
 def speed_up(model: Any) -> int:

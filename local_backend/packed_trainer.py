@@ -101,7 +101,6 @@ class PackedTrainer(Planned, SFTTrainer):
     def __init__(self, run: Run, fast: FastPass, **settings: Any) -> None:
         self.run = run
         self.fast = fast
-        self.tokens = 0
         super().__init__(**settings)
 
     def get_train_dataloader(self) -> Any:

@@ -14,6 +14,35 @@ if TYPE_CHECKING:
     from tuneport.local_backend.trainer import Run
 
 
+def arguments(run: Run) -> dict[str, Any]:
+    """Settings that every TRL trainer takes alike."""
+    config = run.config
+    return {
+        "output_dir": str(run.job.checkpoints),
+        "max_steps": run.steps,
+        "per_device_train_batch_size": config.micro_batch_size,
+        "per_device_eval_batch_size": config.micro_batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation,
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "seed": config.seed,
+        "data_seed": config.seed,
+        "use_cpu": run.device == "cpu",
+        "bf16": run.mixed,  # where the weights are bf16 already, autocast would only add casts
+        "gradient_checkpointing": run.checkpointing,
+        "logging_steps": max(1, run.steps // 1000),
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": run.device == "cuda",
+    }
+
+
 class _Order:
     """A batch sampler that plays a fixed list of micro-batches."""
 
@@ -27,22 +56,13 @@ class _Order:
         return len(self._micro_batches)
 
 
-class Planned:
+class Scheduled:
     """Stands before a trainer class among its bases; the trainer has a ``run``."""
 
     run: Run
-    train_dataset: Any
-    data_collator: Any
     optimizer: Any
     lr_scheduler: Any
-
-    def get_train_dataloader(self) -> Any:
-        config = self.run.config
-        lengths = [row.tokens for row in self.run.train]
-        micro = config.micro_batch_size
-        planned = batches(lengths, config.batch_size, self.run.steps, config.seed)
-        order = [batch[i : i + micro] for batch in planned for i in range(0, config.batch_size, micro)]
-        return DataLoader(self.train_dataset, batch_sampler=_Order(order), collate_fn=self.data_collator)
+    tokens = 0  # seen by this process, without padding
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:
@@ -64,3 +84,18 @@ class Planned:
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Ours is written with the finished adapter."""
+
+
+class Planned(Scheduled):
+    """Plays the batches of ``schedule``, in their order."""
+
+    train_dataset: Any
+    data_collator: Any
+
+    def get_train_dataloader(self) -> Any:
+        config = self.run.config
+        lengths = [row.tokens for row in self.run.train]
+        micro = config.micro_batch_size
+        planned = batches(lengths, config.batch_size, self.run.steps, config.seed)
+        order = [batch[i : i + micro] for batch in planned for i in range(0, config.batch_size, micro)]
+        return DataLoader(self.train_dataset, batch_sampler=_Order(order), collate_fn=self.data_collator)

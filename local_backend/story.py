@@ -11,17 +11,21 @@ from transformers import TrainerCallback
 
 from tuneport.core.errors import JobFailedError
 from tuneport.local_backend.best import BestAdapter
+from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import COMPLETE
 from tuneport.local_backend.schedule import spread, stalled
 
 if TYPE_CHECKING:
     from tuneport.local_backend.trainer import Run
 
+TOLD = frozenset({"grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "reward", "reward_std", "kl"})
+"""What TRL logs beside the loss and is worth an event; ``reward`` and the like are those of the drawn answers."""
+
 
 class Story(TrainerCallback):
     """Evaluates, keeps the best, saves and reports at the planned steps; ends the run on cancel or early stop.
 
-    ``validate`` gives the validation loss of the model as it stands.
+    ``validate`` gives the validation loss of the model as it stands; in rft it is the mean reward with its sign turned.
     """
 
     def __init__(self, run: Run, best: BestAdapter, validate: Callable[[], float]) -> None:
@@ -52,8 +56,7 @@ class Story(TrainerCallback):
         now = time.monotonic()
         metrics = {"step": float(state.global_step), "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
         metrics["epoch"] = state.global_step * self.run.config.batch_size / len(self.run.train)
-        if "grad_norm" in logs:
-            metrics["grad_norm"] = float(logs["grad_norm"])
+        metrics |= {name: float(value) for name, value in logs.items() if name in TOLD and value is not None}
         tokens = self._trainer.tokens
         if self._tokens and now > self._last:
             metrics["tokens_per_second"] = (tokens - self._tokens) / (now - self._last)
@@ -88,10 +91,15 @@ class Story(TrainerCallback):
         state.log_history.append({"eval_loss": loss, "step": state.global_step})
         kept = self.best.offer(self.run.model, state.global_step, loss)
         self.run.job.add_event(
-            f"validation loss {loss:.4f} at step {state.global_step}{', the best so far' if kept else ''}",
+            f"{validation_words(self.run.config, loss)} at step {state.global_step}{', the best so far' if kept else ''}",
             metrics={"step": float(state.global_step), "eval_loss": loss, "eval_seconds": time.monotonic() - began},
         )
 
     def _worn_out(self, state: Any) -> bool:
         rule = self.run.config.early_stopping
         return rule is not None and stalled([e["eval_loss"] for e in state.log_history if "eval_loss" in e], rule.patience, rule.min_delta)
+
+
+def validation_words(config: TrainConfig, loss: float) -> str:
+    """The validation loss, or the mean reward that it stands for, in words."""
+    return f"mean validation reward {-loss:.4f}" if config.method == "rft" else f"validation loss {loss:.4f}"

@@ -21,17 +21,23 @@ from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageE
 from tuneport.core.secrets import redact
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState
-from tuneport.local_backend.models import choose_device, load_model, load_tokenizer, locate, prepare, require_training_stack
+from tuneport.local_backend.models import (
+    check_vocabulary,
+    choose_device,
+    load_model,
+    load_tokenizer,
+    locate,
+    prepare,
+    require_training_stack,
+)
 from tuneport.local_backend.process import ATTEMPT_VARIABLE, LOCK_VARIABLE
 
 if TYPE_CHECKING:
-    from tuneport.local_backend.chat import Encoded
     from tuneport.local_backend.packed_trainer import FastPass
     from tuneport.local_backend.trainer import Run
 
 STATE_PAUSE = 0.5
 """Seconds between two writes of the state at least, so that fast steps do not wait for the disk."""
-LISTED_ROWS = 5
 
 
 class _Stopped(Exception):
@@ -108,32 +114,32 @@ class Worker:
         run = self._prepare(config)
         self._interruptible = False
         from tuneport.local_backend.best import BestAdapter  # noqa: PLC0415 - these import torch
-        from tuneport.local_backend.card import save_adapter  # noqa: PLC0415
-        from tuneport.local_backend.trainer import train  # noqa: PLC0415
+        from tuneport.local_backend.card import save_result  # noqa: PLC0415
+        from tuneport.local_backend.methods import train  # noqa: PLC0415
 
         found = self.job.last_checkpoint()
         step, checkpoint = found or (0, None)
         if found:
             self._note(f"resumed from the checkpoint at step {step} of {run.steps}")
         else:
-            self._note(f"training {run.steps} steps of {config.batch_size} rows on {run.device}")
+            self._note(f"training {run.steps} steps of {config.batch_size} rows by {config.method} on {run.device}")
         self._set("training", "", step=step, total_steps=run.steps)
         best = BestAdapter(self.job.best)
-        if step < run.steps:  # a run that was cut off between its last step and its adapter trains no further step
+        if step < run.steps:  # a run that was cut off between its last step and its result trains no further step
             stopped = train(run, best, checkpoint)
             if self._state.phase == "stopping":
                 raise _Stopped
             if stopped:
                 self._note("stopped early: the validation loss no longer falls")
-            checkpoint = None
-        self._set("saving", "writing the adapter", step=self._state.step, seconds_left=None)
-        summary = save_adapter(run, best, checkpoint)
+        self._set("saving", "writing the result", step=self._state.step, seconds_left=None)
+        summary = save_result(run, best)
         self._set("saving", summary)
         self._note(summary)
 
     def _prepare(self, config: TrainConfig) -> Run:
-        from tuneport.local_backend.lora import add_adapter, speed_up  # noqa: PLC0415 - these import torch
-        from tuneport.local_backend.norm import speed_up_norms  # noqa: PLC0415
+        from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
+        from tuneport.local_backend.sequences import read_rows  # noqa: PLC0415
         from tuneport.local_backend.trainer import Run  # noqa: PLC0415
 
         self._set("preparing", f"loading {config.model}")
@@ -141,34 +147,46 @@ class Worker:
         source = locate(config.model)
         self._stop_if_asked()
         folder = prepare(source)
-        tokenizer = load_tokenizer(folder, self.job.chat_template if self.job.chat_template.exists() else None)
-        model = load_model(folder, dtype=config.dtype, device=device, training=True)
+        template = self.job.chat_template if self.job.chat_template.exists() else None
+        tokenizer = load_tokenizer(folder, template, chats=config.method != "cpt")
+        full = config.adapter.kind == "full"
+        # Full tuning learns in fp32 weights: steps of a usual learning rate vanish in the rounding of bf16.
+        dtype = "fp32" if full else config.dtype
+        model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=config.adapter.kind == "qlora")
+        check_vocabulary(tokenizer, model)
         self._stop_if_asked()
         self._set("preparing", "tokenizing the rows")
+        stops = stop_tokens(tokenizer, model.generation_config)
         limit = config.max_seq_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        encoded = {role: self._encode(role, config, tokenizer, model, limit) for role in ("train", "validation")}
-        if not encoded["train"]:
+        rows: dict[str, list[Any]] = {}
+        for role in ("train", "validation"):
+            read = read_rows(self.job.rows(role), role, config, tokenizer, stops, limit)
+            rows[role] = read.sequences
+            for level, message in read.notes:
+                self._note(message, level=level)
+        if not rows["train"]:
             raise DataError("the job has no training rows", fix="check data.train")
-        model = add_adapter(model, config.adapter, config.seed)
-        fused = speed_up(model) + speed_up_norms(model)
-        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self._note(f"{trainable:,} trainable parameters in {config.adapter.kind} rank {config.adapter.rank}; {fused} fused layers")
-        fast = self._fast_pass(model, config, encoded["train"]) if device == "cuda" else None
+        fast = None
+        if config.method in SUPERVISED:
+            model = self._adapted(model, config)
+            fast = self._fast_pass(model, config, rows["train"]) if device == "cuda" and config.adapter.low_rank else None
         return Run(
             config=config,
             job=self.job,
             model=model,
             tokenizer=tokenizer,
+            stops=stops,
             device=device,
-            train=encoded["train"],
-            validation=encoded["validation"],
-            checkpointing=device == "cuda" and fast is None and _needs_checkpointing(model, config, encoded["train"]),
+            train=rows["train"],
+            validation=rows["validation"],
+            checkpointing=device == "cuda" and fast is None and _needs_checkpointing(model, config, rows["train"]),
+            mixed=full and config.dtype == "bf16",
             stopping=self.stopping,
             progress=self._progress,
             fast=fast,
         )
 
-    def _fast_pass(self, model: Any, config: TrainConfig, rows: list[Encoded]) -> FastPass | None:
+    def _fast_pass(self, model: Any, config: TrainConfig, rows: list[Any]) -> FastPass | None:
         """The packed pass where it exists; the job's story says which pass it is, and why."""
         from tuneport.local_backend.packed_trainer import fast_pass  # noqa: PLC0415 - imports torch
 
@@ -179,34 +197,16 @@ class Worker:
         self._note(f"rows are packed into micro-batches of up to {fast.room.tokens:,} tokens; {fast.room.words()}")
         return fast
 
-    def _encode(self, role: str, config: TrainConfig, tokenizer: Any, model: Any, limit: int | None) -> list[Encoded]:
-        from tuneport.local_backend.chat import encode, stop_tokens  # noqa: PLC0415
-        from tuneport.local_backend.records import read_records  # noqa: PLC0415
+    def _adapted(self, model: Any, config: TrainConfig) -> Any:
+        from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.norm import speed_up_norms  # noqa: PLC0415
+        from tuneport.local_backend.tuning import adapt  # noqa: PLC0415
 
-        file = self.job.rows(role)
-        if not file.exists():
-            return []
-        stops = stop_tokens(tokenizer, model.generation_config)
-        rows: list[Encoded] = []
-        long: list[tuple[str, int]] = []
-        for where, record in read_records(file):
-            try:
-                sequences = encode(tokenizer, record["messages"], record.get("tools", ()), loss_on=config.loss_on, stops=stops)
-            except DataError as error:
-                raise DataError(f"{where}: {error.what}", fix=error.fix) from error
-            long += [(where, len(row.input_ids)) for row in sequences if limit and len(row.input_ids) > limit]
-            rows += sequences
-        if long:
-            listed = ", ".join(f"{where} ({tokens} tokens)" for where, tokens in long[:LISTED_ROWS])
-            raise DataError(
-                f"{len(long)} {role} rows are longer than {limit} tokens: {listed}{', ...' if len(long) > LISTED_ROWS else ''}",
-                fix="shorten or remove them, or raise training.max_seq_length up to the model's own limit; none is cut in silence",
-            )
-        if any(row.added_end for row in rows):
-            self._note(f"the chat template ends answers without a stop token; {tokenizer.eos_token} was added", level="warning")
-        trained = sum(row.trained for row in rows)
-        self._note(f"{len(rows)} {role} sequences, {sum(len(r.input_ids) for r in rows):,} tokens, {trained:,} of them carry loss")
-        return rows
+        model = adapt(model, config.adapter, config.seed)
+        fused = speed_up(model) + speed_up_norms(model)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        self._note(f"{trainable:,} trainable parameters ({config.adapter.kind}); {fused} fused layers")
+        return model
 
     # -- what the others see -------------------------------------------------------------------------------------------
 
@@ -267,9 +267,10 @@ def _out_of_memory(error: Exception) -> bool:
 def _smaller(config: TrainConfig) -> TrainConfig | None:
     """The same run in micro-batches of half the rows or fewer; None when they hold one row."""
     size = config.micro_batch_size
-    if size == 1:
+    fewest = 2 if config.method == "kto" else 1  # kto compares rows of a micro-batch with each other
+    rows = next((n for n in range(size // 2, fewest - 1, -1) if config.batch_size % n == 0), None)
+    if rows is None:
         return None
-    rows = next(n for n in range(size // 2, 0, -1) if config.batch_size % n == 0)
     return config.model_copy(update={"micro_batch_size": rows, "gradient_accumulation": config.batch_size // rows})
 
 
@@ -282,12 +283,16 @@ def _release_memory() -> None:
 
 def _quieten() -> None:
     """The log keeps the libraries' warnings, not their progress bars."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     from transformers.utils import logging  # noqa: PLC0415
 
     logging.disable_progress_bar()
+    from datasets import disable_progress_bars  # noqa: PLC0415
+
+    disable_progress_bars()
 
 
-def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Encoded]) -> bool:
+def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Any]) -> bool:
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
     import torch  # noqa: PLC0415
 
@@ -305,7 +310,9 @@ def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Encoded]) -
         vocabulary=text.vocab_size,
         key_value=text.hidden_size,
     )
-    longest = max(len(row.input_ids) for row in rows)
+    longest = max(row.tokens for row in rows)
+    if config.adapter.rank is None:
+        return True
     need = memory_bytes(shape, rank=config.adapter.rank, micro_batch=config.micro_batch_size, tokens=longest, dtype=config.dtype)
     free, _ = torch.cuda.mem_get_info()
     return need is None or need.high > free

@@ -17,11 +17,12 @@ from torch.nn.functional import cross_entropy
 from trl import SFTConfig, SFTTrainer
 
 from tuneport.local_backend.best import BestAdapter
-from tuneport.local_backend.chat import IGNORED, Encoded
+from tuneport.local_backend.chat import IGNORED
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir
+from tuneport.local_backend.models import pad_token
 from tuneport.local_backend.packed_trainer import FastPass, PackedTrainer, packed_validation_loss
-from tuneport.local_backend.planned import Planned
+from tuneport.local_backend.planned import Planned, arguments
 from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import total_steps
 from tuneport.local_backend.story import Story
@@ -36,12 +37,14 @@ class Run:
 
     config: TrainConfig
     job: JobDir
-    model: Any  # with its adapter
+    model: Any  # in sft and cpt with its adapter; the other methods' trainers make theirs
     tokenizer: Any
+    stops: frozenset[int]  # tokens that end an answer
     device: str
-    train: Sequence[Encoded]
-    validation: Sequence[Encoded]
+    train: Sequence[Any]  # sequences of the method's kind (``sequences``)
+    validation: Sequence[Any]
     checkpointing: bool  # recompute activations to save memory
+    mixed: bool  # weights in fp32, computation in bf16
     stopping: Callable[[], bool]  # must the run end early?
     progress: Callable[[int, int, float | None], None]  # step, of how many, seconds left
     fast: FastPass | None = None  # the packed pass, where the model and the device allow it
@@ -87,7 +90,6 @@ class LocalTrainer(Planned, SFTTrainer):
 
     def __init__(self, run: Run, **settings: Any) -> None:
         self.run = run
-        self.tokens = 0  # seen by this process, without padding
         super().__init__(**settings)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
@@ -104,7 +106,7 @@ def validation_loss(run: Run) -> float:
     """Mean loss over all labelled tokens of the validation rows, in nats."""
     if run.fast is not None:
         return packed_validation_loss(run, run.fast)
-    pad = _pad_token(run.tokenizer)
+    pad = pad_token(run.tokenizer)
     rows = sorted(run.validation, key=lambda row: len(row.input_ids))
     batch = run.config.micro_batch_size * VALIDATION_FACTOR
     total, count = 0.0, 0
@@ -114,7 +116,8 @@ def validation_loss(run: Run) -> float:
         for start in range(0, len(rows), batch):
             part = [{"input_ids": r.input_ids, "labels": r.labels} for r in rows[start : start + batch]]
             inputs = {name: tensor.to(run.device) for name, tensor in collate(part, pad).items()}
-            loss, labelled = label_loss(run.model, share_prefix(run.model, inputs))
+            with torch.autocast(run.device, torch.bfloat16, enabled=run.mixed):
+                loss, labelled = label_loss(run.model, share_prefix(run.model, inputs))
             total, count = total + float(loss), count + labelled
     run.model.train(training)
     return total / count
@@ -124,34 +127,9 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
     """Train from the start, or from a checkpoint, handing adapters to ``best``. True when early stopping ended the run."""
     from datasets import Dataset  # noqa: PLC0415
 
-    config = run.config
     story = Story(run, best, lambda: validation_loss(run))
-    pad = _pad_token(run.tokenizer)
-    settings = SFTConfig(
-        output_dir=str(run.job.checkpoints),
-        max_steps=run.steps,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim="adamw_torch_fused",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=run.device == "cpu",
-        bf16=False,  # the weights are bf16 already; autocast would only add casts
-        gradient_checkpointing=run.checkpointing,
-        logging_steps=max(1, run.steps // 1000),
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="no",
-        eval_strategy="no",
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        remove_unused_columns=False,
-        dataloader_pin_memory=run.device == "cuda",
-    )
+    pad = pad_token(run.tokenizer)
+    settings = SFTConfig(**arguments(run), max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
     make: Callable[..., Any] = partial(LocalTrainer, run)
     if run.fast is not None:
         settings.gradient_accumulation_steps = 1  # a step is one item of the loader, whatever its parts
@@ -167,8 +145,3 @@ def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
     story.attach(trainer)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     return story.stopped_early
-
-
-def _pad_token(tokenizer: Any) -> int:
-    """Any id does: padding has neither attention nor loss."""
-    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)

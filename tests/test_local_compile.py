@@ -71,8 +71,15 @@ def test_a_multiplier_is_a_factor_on_the_shown_default_and_never_the_rate_itself
 @pytest.mark.parametrize(
     ("document", "path", "reason"),
     [
-        ({"method": "dpo"}, "method", "SFT only"),
-        ({"tuning": {"kind": "qlora"}}, "tuning.kind", "LoRA adapters only"),
+        ({"method": "distill"}, "method", "teacher's answers"),
+        ({"method": "orpo", "tuning": {"kind": "prompt"}}, "tuning.kind", "virtual tokens"),
+        ({"tuning": {"kind": "full", "rank": 8}}, "tuning.rank", "full tuning has no rank"),
+        ({"tuning": {"kind": "lora"}, "options": {"local": {"virtual_tokens": 9}}}, "options.local.virtual_tokens", "prefix and prompt"),
+        ({"method": "kto", "training": {"batch_size": 1}}, "training.batch_size", "two rows at least"),
+        ({"method": "cpt", "training": {"loss_on": "completions"}}, "training.loss_on", "every token"),
+        ({"method": "simpo", "preference": {"length_normalised": False}}, "preference.length_normalised", "always divides"),
+        ({"method": "rft"}, "reinforcement.grader", "needs a grader"),
+        ({"method": "rft", "reinforcement": {"grader": {"type": "score_model"}}}, "reinforcement.grader", "talks to nobody"),
         ({"training": {"packing": True}}, "training.packing", "sequence of its own"),
         ({"training": {"scheduler": "linear", "scheduler_cycles": 1}}, "training.scheduler_cycles", "no cycles"),
         ({"training": {"scheduler": "constant", "min_learning_rate_ratio": 0.1}}, "training.min_learning_rate_ratio", "never falls"),

@@ -22,13 +22,13 @@ from tuneport.local_backend.best import BestAdapter  # noqa: E402
 from tuneport.local_backend.chat import IGNORED, Encoded  # noqa: E402
 from tuneport.local_backend.config import Adapter  # noqa: E402
 from tuneport.local_backend.jobdir import JobDir  # noqa: E402
-from tuneport.local_backend.lora import add_adapter  # noqa: E402
 from tuneport.local_backend.models import Shape  # noqa: E402
 from tuneport.local_backend.packed import PackedDecoder, packed_decoder  # noqa: E402
 from tuneport.local_backend.packed_trainer import FastPass  # noqa: E402
 from tuneport.local_backend.packing import pack, parts  # noqa: E402
 from tuneport.local_backend.room import Footprint, Keep, Room, choose_room, footprint  # noqa: E402
 from tuneport.local_backend.train import Worker  # noqa: E402
+from tuneport.local_backend.tuning import adapt  # noqa: E402
 from tuneport.tests.local_tiny import write_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -48,7 +48,7 @@ def tiny(family: str, targets: Any = "all-linear", dropout: float = 0.0, **confi
         for name, parameter in model.named_parameters():
             if "bias" in name or "norm" in name:
                 parameter.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    model = add_adapter(model, Adapter(rank=4, alpha=12, dropout=dropout, target_modules=targets), seed=0)
+    model = adapt(model, Adapter(rank=4, alpha=12, dropout=dropout, target_modules=targets), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

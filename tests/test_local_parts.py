@@ -132,7 +132,7 @@ ANSWER = {"role": "assistant", "content": "hi"}
 
 def test_records_keep_messages_tools_and_the_place_in_the_users_file(tmp_path: Path) -> None:
     rows = [Row("chat", "a.jsonl", 7, (QUESTION, ANSWER), tools=({"type": "function"},))]
-    assert write_records(tmp_path / "train.jsonl", rows) == 1
+    assert write_records(tmp_path / "train.jsonl", rows, "sft") == 1
     (where, record), = read_records(tmp_path / "train.jsonl")
     assert where == "a.jsonl:7"
     assert record["messages"] == [QUESTION, ANSWER] and record["tools"] == [{"type": "function"}]
@@ -148,7 +148,7 @@ def test_records_keep_messages_tools_and_the_place_in_the_users_file(tmp_path: P
 )
 def test_rows_that_cannot_be_trained_are_refused_and_nothing_is_left_behind(tmp_path: Path, row: Row, fault: str) -> None:
     with pytest.raises(DataError, match=fault):
-        write_records(tmp_path / "train.jsonl", [row])
+        write_records(tmp_path / "train.jsonl", [row], "sft")
     assert not (tmp_path / "train.jsonl").exists()
 
 

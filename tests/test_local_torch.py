@@ -14,11 +14,12 @@ from tuneport.core.errors import ProviderError  # noqa: E402
 from tuneport.local_backend.chat import IGNORED  # noqa: E402
 from tuneport.local_backend.config import Adapter  # noqa: E402
 from tuneport.local_backend.decode import Prompt, common_prefix, decode  # noqa: E402
-from tuneport.local_backend.lora import add_adapter, speed_up  # noqa: E402
+from tuneport.local_backend.lora import speed_up  # noqa: E402
 from tuneport.local_backend.models import load_model  # noqa: E402
 from tuneport.local_backend.norm import speed_up_norms  # noqa: E402
 from tuneport.local_backend.prefix import share_prefix, shared_length  # noqa: E402
 from tuneport.local_backend.trainer import collate, label_loss  # noqa: E402
+from tuneport.local_backend.tuning import adapt  # noqa: E402
 from tuneport.tests.local_tiny import write_model  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -32,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def adapted(folder: str, adapter: Adapter = ADAPTER) -> Any:
     """The tiny model in fp32 with an adapter that does something (PEFT begins with B = 0)."""
-    model = add_adapter(load_model(folder, dtype="fp32", device="cpu", training=True), adapter, seed=0)
+    model = adapt(load_model(folder, dtype="fp32", device="cpu", training=True), adapter, seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

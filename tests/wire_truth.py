@@ -31,7 +31,7 @@ SAMPLES: dict[str, list[tuple[Any, Context]]] = {
     "name": [("other-name", {})],
     "continue_from": [("ft:earlier-model", {}), ("ftjob-123", {})],
     "data.validation": [("held.jsonl", {})],
-    "tuning.kind": [(kind, {}) for kind in ("lora", "qlora", "dora", "full", "prefix", "prompt")],
+    "tuning.kind": [(kind, {}) for kind in ("lora", "qlora", "dora", "rslora", "full", "prefix", "prompt")],
     "tuning.rank": [(8, {}), (8, {"tuning.kind": "lora"}), (16, {"tuning.kind": "lora"}), (7, {"tuning.kind": "lora"})],
     "tuning.alpha": [(32.0, {}), (32.0, {"tuning.kind": "lora"}), (24.5, {"tuning.kind": "lora"})],
     "tuning.dropout": [(0.1, {}), (0.1, {"tuning.kind": "lora"})],
@@ -112,6 +112,7 @@ SAMPLES: dict[str, list[tuple[Any, Context]]] = {
     "options.local.dtype": [("fp32", {})],
     "options.local.chat_template": [("template.jinja", {})],
     "options.local.gpu_usd_per_hour": [(2.5, {})],
+    "options.local.virtual_tokens": [(8, {}), (8, {"tuning.kind": "prompt"}), (8, {"tuning.kind": "full"})],
 }
 """Values to try for every field, each with the other fields that stand beside it."""
 

@@ -92,6 +92,7 @@ UNSUPPORTED: Mapping[str, str] = {
 KIND_LACKS: Mapping[str, str] = {
     "qlora": "Fireworks chooses the precision of the base itself; use lora",
     "dora": "Fireworks has no DoRA; it tunes lora",
+    "rslora": "Fireworks has no rank-stabilised LoRA; it tunes lora",
     "full": "no document shows full tuning in Fireworks' managed jobs; they make LoRA adapters",
     "prefix": "Fireworks has no prefix tuning; it tunes lora",
     "prompt": "Fireworks has no prompt tuning; it tunes lora",

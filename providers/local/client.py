@@ -27,7 +27,7 @@ from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows
 from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.jobdir import ADAPTER_FILES, JobDir, WorkerState, write_atomically
+from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, holds_model, write_atomically
 from tuneport.local_backend.models import locate, packaged_name, require_training_stack
 from tuneport.local_backend.process import start_generation, start_worker
 from tuneport.local_backend.records import write_records
@@ -95,7 +95,7 @@ class LocalProvider:
             path = job.rows(upload.role)
             if not job.config.exists():
                 job.path.mkdir(parents=True, exist_ok=True)
-                write_records(path, rows(upload.role))
+                write_records(path, rows(upload.role), TrainConfig.model_validate(plan.payload).method)
             files[upload.role] = str(path)
             if on_progress is not None:
                 size = path.stat().st_size
@@ -324,11 +324,13 @@ class LocalProvider:
             return settings
         folder = self._path(model.removeprefix(MODEL_PREFIX))
         adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
-        if not all((adapter / name).exists() for name in ADAPTER_FILES):
-            raise ProviderError(f"{folder} holds no finished adapter", fix="wait for the job, or name an adapter's folder", retry="no")
         template = adapter / "chat_template.jinja"
-        settings |= {"adapter": str(adapter), "chat_template": str(template) if template.exists() else None}
-        return settings | _base_of(adapter)
+        settings["chat_template"] = str(template) if template.exists() else None
+        if holds_model(adapter):  # full tuning
+            return settings | _base_of(adapter) | {"model": str(adapter)}
+        if not holds_adapter(adapter):
+            raise ProviderError(f"{folder} holds no finished adapter", fix="wait for the job, or name an adapter's folder", retry="no")
+        return settings | {"adapter": str(adapter)} | _base_of(adapter)
 
 
 def _phase(job: JobDir) -> tuple[str, WorkerState | None]:

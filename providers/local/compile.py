@@ -14,26 +14,24 @@ from pydantic import JsonValue
 from tuneport.core.catalogue import Offering, lifetime_warnings, load_catalogue
 from tuneport.core.data.facts import Feature, JobData
 from tuneport.core.money import Cost, CostLine, Duration, Range
-from tuneport.core.plan import Fields, Plan, PlanWarning
-from tuneport.core.spec import JobSpec
-from tuneport.local_backend.config import Adapter, EarlyStop, TrainConfig
+from tuneport.core.plan import BELONGS_TO, Fields, Plan, PlanWarning
+from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
+from tuneport.local_backend.config import LOW_RANK, Adapter, EarlyStop, PreferenceLoss, Rewards, TrainConfig
 from tuneport.local_backend.estimate import GIB, Hardware, detect_hardware, memory_bytes, training_time
+from tuneport.local_backend.grader import grader_fault
 from tuneport.local_backend.models import Shape, packaged_models, packaged_name, shape_of
 from tuneport.local_backend.records import RECORD
 from tuneport.local_backend.schedule import total_steps
+from tuneport.local_backend.support import local_facts, refused_combination
 from tuneport.providers.common import DataRules, file_tokens, refuse_unfit_data, send_validation, uploads_for
 
 OPERATION = "python -m tuneport.local_backend.train JOBDIR"
 
-ONLY_SFT = "this version trains SFT only"
-ONLY_LORA = "this version trains LoRA adapters only"
-
 UNSUPPORTED: Mapping[str, str] = {
     "continue_from": "this version starts every adapter from the base model",
     "training.packing": "this version trains each row in a sequence of its own; rows of similar length share a batch",
-    "preference": ONLY_SFT,
-    "reinforcement": ONLY_SFT,
-    "distillation": ONLY_SFT,
+    "reinforcement.reasoning_effort": "a local model has no setting for its reasoning effort",
+    "distillation": "the local backend writes no teacher's answers",
     "tracking.wandb": "this version keeps metrics on this machine only; read them with `tuneport events`",
     "export.hub_repo": "this version uploads nothing; the adapter's folder can be pushed with `hf upload`",
 }
@@ -44,7 +42,13 @@ CANNOT_CARRY: Mapping[Feature, str] = {
     "row_weights": "this version gives every row the same weight",
     "prompt_only": "the rows end with the user, and there is no answer to learn",
 }
+NO_ANSWERS = "the rows end with an answer, and in rft the model writes it: move it into a column for the grader"
 
+SAMPLES = 8
+SAMPLES_WHY = "TRL's GRPOConfig"
+OUTPUT_TOKENS = 256
+OUTPUT_TOKENS_WHY = "TRL's GRPOConfig; an answer cut off there is graded as it stands"
+PIECE = 2048
 RANK = 16
 RANK_WHY = "field guide: 16 to 64 for LoRA; the small end suits small data"
 DROPOUT = 0.0
@@ -79,8 +83,8 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     machine = hardware or detect_hardware(spec.options.local.device or "auto")
 
     _method(fields)
-    if spec.method == "sft":  # another method is refused itself; what its rows hold is then beside the point
-        refuse_unfit_data(fields, data, DataRules(cannot_carry=CANNOT_CARRY))
+    if not fields.refused("method"):  # what the rows of a refused method hold is beside the point
+        refuse_unfit_data(fields, data, _data_rules(spec))
     config = _config(fields, data, offering, shape)
     time = _time(config, data, shape, machine)
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
@@ -107,10 +111,20 @@ def _offering(spec: JobSpec) -> Offering:
 
 
 def _method(fields: Fields) -> None:
-    if fields.spec.method == "sft":
-        fields.send("method", "method", default="sft")
+    method = fields.spec.method
+    reason = local_facts()["lacks"].get(method)
+    if reason:
+        fields.refuse("method", f"{reason}; {method} is never replaced by another method")
     else:
-        fields.refuse("method", f"{ONLY_SFT}; method {fields.spec.method} is refused, never replaced by another")
+        fields.send("method", "method", default="sft")
+
+
+def _data_rules(spec: JobSpec) -> DataRules:
+    """What the rows may hold: rft wants prompts, the others answers."""
+    if spec.method != "rft":
+        return DataRules(cannot_carry=CANNOT_CARRY)
+    carried: dict[Feature, str] = {feature: reason for feature, reason in CANNOT_CARRY.items() if feature != "prompt_only"}
+    return DataRules(cannot_carry=carried, needs={"prompt_only": NO_ANSWERS})
 
 
 # -- the configuration -------------------------------------------------------------------------------------------------
@@ -141,14 +155,17 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         name=read.value("name", "name", None, "the job's key names the adapter"),
         tags=read.value("tags", "tags", {}),
         model=offering.vendor_id,
+        method=fields.spec.method,
         adapter=_adapter(read),
+        preference=_preference(read),
+        rewards=_rewards(read),
         **_length(read),
         **_batch(read),
         **_schedule(read, shape),
         weight_decay=read.value("training.weight_decay", "weight_decay", 0.0),
         max_grad_norm=read.value("training.max_grad_norm", "max_grad_norm", 1.0),
-        max_seq_length=read.value("training.max_seq_length", "max_seq_length", None, "the model's own limit; a longer row fails the job"),
-        loss_on=read.value("training.loss_on", "loss_on", "completions"),
+        max_seq_length=_max_length(read),
+        loss_on=_loss_on(read),
         evaluations=evaluations,
         checkpoints=read.value("evaluation.checkpoints", "checkpoints", CHECKPOINTS, "the last one at the end of the run"),
         early_stopping=early_stopping,
@@ -167,18 +184,104 @@ def _model(fields: Fields, offering: Offering) -> None:
 
 
 def _adapter(read: _Resolver) -> Adapter:
-    kind = read.fields.peek("tuning.kind")
-    if kind in (None, "lora"):
-        read.value("tuning.kind", "adapter.kind", "lora")
+    fields, method = read.fields, read.fields.spec.method
+    reason = refused_combination(method, fields.peek("tuning.kind") or "lora")
+    kind = _kind(fields)
+    if reason:
+        fields.refuse("tuning.kind", f"{reason}; no kind of tuning is ever replaced by another")
     else:
-        read.fields.refuse("tuning.kind", f"{ONLY_LORA}; {kind} is refused, never replaced by LoRA")
+        read.value("tuning.kind", "adapter.kind", "lora")
+    virtual = None
+    if kind in ("prefix", "prompt"):
+        tokens = local_facts()["tunings"][kind]["virtual_tokens"]
+        virtual = read.value("options.local.virtual_tokens", "adapter.virtual_tokens", tokens, "PEFT's examples")
+    else:
+        fields.refuse_if_set("options.local.virtual_tokens", f"{kind} tuning has no virtual tokens; prefix and prompt have")
+    if kind not in LOW_RANK:
+        for name in ("rank", "alpha", "dropout", "target_modules"):
+            fields.refuse_if_set(f"tuning.{name}", f"{kind} tuning has no {name.replace('_', ' ')}; LoRA and its kin have")
+        return Adapter(kind=kind, virtual_tokens=virtual)
     rank = read.value("tuning.rank", "adapter.rank", RANK, RANK_WHY)
     return Adapter(
+        kind=kind,
         rank=rank,
         alpha=read.value("tuning.alpha", "adapter.alpha", 2.0 * rank, "twice the rank (field guide)"),
         dropout=read.value("tuning.dropout", "adapter.dropout", DROPOUT, DROPOUT_WHY),
         target_modules=read.value("tuning.target_modules", "adapter.target_modules", "all-linear", "LoRA Without Regret, 2025: all layers"),
     )
+
+
+def _kind(fields: Fields) -> Any:
+    """The kind of tuning; lora in place of a refused one, so that the plan goes as far as it can. It cannot be submitted."""
+    kind = fields.peek("tuning.kind") or "lora"
+    return "lora" if refused_combination(fields.spec.method, kind) else kind
+
+
+def _preference(read: _Resolver) -> PreferenceLoss | None:
+    method = read.fields.spec.method
+    if method not in PREFERENCE_METHODS:
+        return None
+    facts = local_facts()["methods"][method]
+
+    def of(path: str, default: Any, why: str = "") -> Any:
+        """A setting of this method; one of another method has its outcome already."""
+        return read.value(f"preference.{path}", f"preference.{path}", default, why) if method in BELONGS_TO[f"preference.{path}"] else None
+
+    normalised: bool | None = True if method == "simpo" else None
+    if method == "simpo" and read.fields.peek("preference.length_normalised") is False:
+        read.fields.refuse("preference.length_normalised", "SimPO always divides by the answer's length")
+    else:
+        normalised = of("length_normalised", method == "simpo")
+    return PreferenceLoss(
+        beta=of("beta", facts["beta"], facts["source"]),
+        sft_weight=of("sft_weight", 0.0),
+        length_normalised=normalised,
+        simpo_gamma=of("simpo_gamma", facts.get("gamma"), facts["source"]),
+        desirable_weight=of("desirable_weight", 1.0),
+        undesirable_weight=of("undesirable_weight", 1.0),
+    )
+
+
+def _rewards(read: _Resolver) -> Rewards | None:
+    fields = read.fields
+    if fields.spec.method != "rft":
+        return None
+    grader = fields.peek("reinforcement.grader")
+    fault = "method rft needs a grader" if grader is None else grader_fault(grader)
+    if fault:
+        fields.refuse("reinforcement.grader", fault)
+    else:
+        fields.send("reinforcement.grader", "rewards.grader", default="", note="carried out on this machine")
+    samples = read.value("reinforcement.samples_per_prompt", "rewards.samples_per_prompt", SAMPLES, SAMPLES_WHY)
+    longest = read.value("reinforcement.max_prompt_length", "rewards.max_prompt_length", None, "the model's own limit")
+    return Rewards(
+        grader={} if fault else grader,
+        samples_per_prompt=samples,
+        max_prompt_length=longest,
+        max_output_tokens=read.value("reinforcement.max_output_tokens", "rewards.max_output_tokens", OUTPUT_TOKENS, OUTPUT_TOKENS_WHY),
+    )
+
+
+def _max_length(read: _Resolver) -> int | None:
+    if read.fields.spec.method == "cpt":
+        length: int = read.value("training.max_seq_length", "max_seq_length", PIECE, "a longer document is cut into pieces of this length")
+        return length
+    why = "the model's own limit; a longer row fails the job"
+    found: int | None = read.value("training.max_seq_length", "max_seq_length", None, why)
+    return found
+
+
+def _loss_on(read: _Resolver) -> Any:
+    """sft chooses; what the other methods learn from follows from the method."""
+    fields, method = read.fields, read.fields.spec.method
+    if method == "sft":
+        return read.value("training.loss_on", "loss_on", "completions")
+    fixed = "all" if method == "cpt" else "completions"
+    if fields.peek("training.loss_on") in (None, fixed):
+        read.value("training.loss_on", "loss_on", fixed, f"what {method} learns from")
+    else:
+        fields.refuse("training.loss_on", f"{method} always has its loss on {'every token' if fixed == 'all' else 'the answers'}")
+    return fixed
 
 
 def _length(read: _Resolver) -> dict[str, Any]:
@@ -188,12 +291,25 @@ def _length(read: _Resolver) -> dict[str, Any]:
 
 
 def _batch(read: _Resolver) -> dict[str, Any]:
-    """The batch, and its division into the largest micro-batches of at most ``MICRO_BATCH`` rows when that is left open."""
-    given = read.fields.peek("training.gradient_accumulation") or 1
-    size = read.value("training.batch_size", "batch_size", -(-BATCH // given) * given, BATCH_WHY)
-    parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= MICRO_BATCH)
-    why = f"micro-batches of at most {MICRO_BATCH} rows"
-    accumulation = read.value("training.gradient_accumulation", "gradient_accumulation", parts, why)
+    """The batch, and its division into the largest micro-batches of at most ``MICRO_BATCH`` sequences when that is left open."""
+    fields, method = read.fields, read.fields.spec.method
+    given, wanted = fields.peek("training.gradient_accumulation") or 1, fields.peek("training.batch_size")
+    fewest = 2 if method == "kto" else 1
+    pair = "kto compares each answer with one to another prompt of the same micro-batch, which then needs two rows at least"
+    if wanted is not None and wanted < fewest:
+        fields.refuse("training.batch_size", pair)
+        size = BATCH
+    else:
+        size = read.value("training.batch_size", "batch_size", -(-BATCH // given) * given, BATCH_WHY)
+    sequences = (fields.peek("reinforcement.samples_per_prompt") or SAMPLES) if method == "rft" else 1
+    rows = max(fewest, MICRO_BATCH // sequences)
+    parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= rows)
+    if size // given < fewest:
+        fields.refuse("training.gradient_accumulation", pair)
+        accumulation = parts
+    else:
+        why = f"micro-batches of at most {rows} row{'s' if rows > 1 else ''}"
+        accumulation = read.value("training.gradient_accumulation", "gradient_accumulation", parts, why)
     return {"batch_size": size, "gradient_accumulation": accumulation, "micro_batch_size": size // accumulation}
 
 
@@ -217,9 +333,7 @@ def _schedule(read: _Resolver, shape: Shape | None) -> dict[str, Any]:
 
 
 def _learning_rate(fields: Fields, shape: Shape | None) -> float:
-    rate, why = UNKNOWN_SIZE_RATE
-    if shape is not None:
-        rate, why = next((rate, why) for most, rate, why in LEARNING_RATES if shape.parameters <= most)
+    rate, why = _default_rate(fields.spec.method, _kind(fields), shape)
     factor = fields.send(
         "training.learning_rate_multiplier",
         "learning_rate",
@@ -232,6 +346,18 @@ def _learning_rate(fields: Fields, shape: Shape | None) -> float:
         return float(factor)
     given = fields.send("training.learning_rate", "learning_rate", default=f"{rate:g}: {why}")
     return float(rate if given is None else given)
+
+
+def _default_rate(method: str, kind: str, shape: Shape | None) -> tuple[float, str]:
+    if method in ("sft", "cpt") and kind in LOW_RANK:
+        if shape is None:
+            return UNKNOWN_SIZE_RATE
+        return next((rate, why) for most, rate, why in LEARNING_RATES if shape.parameters <= most)
+    facts = local_facts()
+    base = facts["methods"].get(method, facts["methods"]["sft"])["rate"]
+    factor = facts["tunings"][kind]["rate_factor"]
+    why = f"TRL's {base:g} for full tuning by {method}" + (f", times {factor} for {kind}" if factor != 1 else "")
+    return float(f"{base * factor:.3g}"), why
 
 
 def _evaluation(read: _Resolver, has_validation: bool) -> tuple[int, EarlyStop | None]:
@@ -273,7 +399,11 @@ def _passes(config: TrainConfig, rows: int) -> float:
 def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware) -> Duration:
     trained = file_tokens(data.train) * _passes(config, data.train.rows)
     evaluated = file_tokens(data.validation) * config.evaluations if data.validation else Range(low=0, high=0)
-    return training_time(shape, trained, evaluated, machine)
+    passes = local_facts()["methods"].get(config.method, {}).get("flops")
+    if passes is None:
+        return Duration(seconds=None, basis="how long the drawn answers are is not known beforehand")
+    full = 1.5 if config.adapter.kind == "full" else 1.0  # 6 FLOPs per parameter and token instead of 4
+    return training_time(shape, trained * (passes * full), evaluated * passes, machine)
 
 
 def _cost(usd_per_hour: float | None, time: Duration) -> Cost:
@@ -315,7 +445,7 @@ def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machi
     room = machine.gpu_memory if machine.gpu else machine.memory
     if shape is None or room is None:
         return []
-    need = memory_bytes(
+    need = config.adapter.rank and memory_bytes(
         shape,
         rank=config.adapter.rank,
         micro_batch=config.micro_batch_size,
@@ -323,11 +453,12 @@ def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machi
         dtype=config.dtype,
         checkpointing=machine.gpu is not None,
     )
-    if need is None:
-        weights = shape.parameters * (2 if config.dtype == "bf16" else 4)
+    if not need:
+        weights = shape.parameters * _bytes_per_weight(config)
         if weights <= room:
             return []
-        message = f"the weights alone need {weights / GIB:.1f} GiB and this machine has {room / GIB:.1f} GiB"
+        what = "weights, gradients and optimiser state" if config.adapter.kind == "full" else "the weights"
+        message = f"{what} alone need {weights / GIB:.1f} GiB and this machine has {room / GIB:.1f} GiB"
         return [PlanWarning(code="memory", message=message)]
     if need.high <= room:
         return []
@@ -337,3 +468,11 @@ def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machi
         f"{room / GIB:.1f} GiB; raise training.gradient_accumulation, shorten the rows, or choose a smaller model"
     )
     return [PlanWarning(code="memory", message=message)]
+
+
+def _bytes_per_weight(config: TrainConfig) -> float:
+    """Bytes that a parameter of the base takes: full tuning holds fp32 weights, gradients and two moments (16 bytes)."""
+    reference = 4 if config.method in ("dpo", "kto") else 0
+    if config.adapter.kind == "full":
+        return 16 + reference
+    return 0.55 if config.adapter.kind == "qlora" else 2 if config.dtype == "bf16" else 4

@@ -62,6 +62,7 @@ LACKS: Mapping[str, str] = {
 KIND_LACKS: Mapping[str, str] = {
     "qlora": "Together tunes lora or full and does not let one choose a 4-bit base",
     "dora": "Together has no DoRA; it tunes lora or full",
+    "rslora": "Together has no rank-stabilised LoRA; it tunes lora or full",
     "prefix": "Together has no prefix tuning; it tunes lora or full",
     "prompt": "Together has no prompt tuning; it tunes lora or full",
 }

@@ -1,0 +1,176 @@
+"""Every method with every kind of tuning: it trains on the CPU, or the plan refuses it with the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+if not all(find_spec(library) for library in ("torch", "trl", "peft", "bitsandbytes")):
+    pytest.skip("the training libraries are not installed", allow_module_level=True)
+
+from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
+from tuneport.core.data.rows import Kind, Row
+from tuneport.core.plan import Plan
+from tuneport.core.spec import JobSpec, Method, TuningKind
+from tuneport.local_backend.jobdir import JobDir
+from tuneport.local_backend.records import write_records
+from tuneport.local_backend.support import local_facts, refused_combination
+from tuneport.providers.local.client import LocalProvider
+from tuneport.providers.local.compile import compile_plan
+from tuneport.tests.local_tiny import write_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries', in a process that is not a worker
+METHODS = [method for method in get_args(Method) if method not in local_facts()["lacks"]]
+COMBINATIONS = list(product(METHODS, get_args(TuningKind)))
+KINDS: dict[str, Kind] = {
+    "cpt": "text", "dpo": "preference", "orpo": "preference", "simpo": "preference", "kto": "unpaired_preference"
+}  # fmt: skip
+STEPS = 2
+GRADER = {
+    "type": "multi",
+    "graders": {
+        "long": {"type": "python", "source": "def grade(sample, item):\n    return len(sample['output_text']) % 7"},
+        "same": {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": "{{item.answer}}"},
+    },
+    "calculate_output": "0.1 * long + same",
+}
+
+
+def rows(method: str, role: str, count: int = 8) -> Iterator[Row]:
+    for i in range(count):
+        where = (f"{role}.jsonl", i + 1)
+        asked = ({"role": "user", "content": f"say {i}"},)
+        good, bad = ({"role": "assistant", "content": f"it {word} {i}"} for word in ("is", "never was"))
+        match method:
+            case "cpt":
+                yield Row("text", *where, text=f"The number {i} follows {i - 1}. " * 3)
+            case "kto":
+                yield Row("unpaired_preference", *where, (*asked, good if i % 2 else bad), desirable=bool(i % 2))
+            case "dpo" | "orpo" | "simpo":
+                yield Row("preference", *where, asked, chosen=good, rejected=bad)
+            case "rft":
+                yield Row("chat", *where, asked, columns={"answer": f"it is {i}"})
+            case _:
+                yield Row("chat", *where, (*asked, good))
+
+
+def plan_of(method: str, kind: str, model: Path, *, dtype: str = "fp32", **changes: Any) -> Plan:
+    document: dict[str, Any] = {
+        "model": {"local": str(model)},
+        "method": method,
+        "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+        "tuning": {"kind": kind},
+        "training": {"steps": STEPS, "batch_size": 4, "gradient_accumulation": 2},
+        "evaluation": {"evaluations": 1, "checkpoints": 1},
+        "options": {"local": {"device": "cpu", "dtype": dtype}},
+    }
+    if method == "rft":
+        document["reinforcement"] = {"grader": GRADER, "samples_per_prompt": 2, "max_output_tokens": 6}
+    for path, value in changes.items():
+        section, name = path.split("__")
+        document.setdefault(section, {})[name] = value
+    features = frozenset({"prompt_only"}) if method == "rft" else frozenset()
+    facts = DatasetFacts("train.jsonl", "ab" * 32, KINDS.get(method, "chat"), 8, TokenFacts(700, 900, 60, "estimate", False), features)  # type: ignore[arg-type]
+    return compile_plan(JobSpec.model_validate(document), JobData(facts, facts))
+
+
+def run(plan: Plan, folder: Path) -> JobDir:
+    """The worker's whole work, in this process."""
+    from tuneport.local_backend.train import Worker
+
+    assert not plan.refusals, plan.refusals
+    job = JobDir(folder)
+    folder.mkdir(parents=True)
+    method: Any = plan.payload["method"]
+    for role in ("train", "validation"):
+        write_records(job.rows(role), rows(method, role), method)
+    job.config.write_text(json.dumps(plan.payload))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        status = Worker(job).run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    state = job.state()
+    assert status == 0 and state is not None and state.phase == "succeeded", state
+    return job
+
+
+def losses(job: JobDir) -> dict[tuple[str, int], float]:
+    return {
+        (name, int(event.metrics["step"])): event.metrics[name]
+        for event in job.events()
+        for name in ("loss", "eval_loss")
+        if name in event.metrics
+    }
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny", hidden=64)  # bitsandbytes packs blocks of 64 on the CPU
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    monkeypatch.setitem(os.environ, "TUNEPORT_ATTEMPT", "1")
+
+
+@pytest.mark.parametrize(("method", "kind"), COMBINATIONS, ids=[f"{method}-{kind}" for method, kind in COMBINATIONS])
+def test_each_combination_trains_or_is_refused(method: str, kind: str, model: Path, tmp_path: Path) -> None:
+    plan = plan_of(method, kind, model)
+    reason = refused_combination(method, kind)
+    if reason:
+        assert reason in plan.refusals["tuning.kind"]
+        return
+    job = run(plan, tmp_path / "job")
+    told = losses(job)
+    assert {("loss", 1), ("loss", 2), ("eval_loss", 2)} <= told.keys()
+    assert job.finished() and (job.adapter / "README.md").exists()
+
+
+LEARNS: dict[str, tuple[str, dict[str, float]]] = {
+    "cpt": ("full", {"training__learning_rate": 3e-3}), "dpo": ("lora", {}), "kto": ("rslora", {}),
+    "orpo": ("dora", {}), "simpo": ("qlora", {}),
+}  # fmt: skip
+"""The method, a kind of tuning to try it with, and settings under which the tiny model learns quickly."""
+
+
+@pytest.mark.parametrize("method", LEARNS)
+def test_each_method_learns(method: str, model: Path, tmp_path: Path) -> None:
+    kind, settings = LEARNS[method]
+    quick = {"training__steps": 12, "training__gradient_accumulation": 1, "training__learning_rate": 2e-2}
+    plan = plan_of(method, kind, model, **quick | settings)
+    told = losses(run(plan, tmp_path / "job"))
+    assert told["loss", 12] < 0.8 * told["loss", 1], told
+
+
+@pytest.mark.parametrize("kind", get_args(TuningKind))
+def test_each_kind_of_tuning_learns_and_answers_as_it_learnt(kind: str, model: Path, tmp_path: Path) -> None:
+    from tuneport.local_backend.generate import replies
+
+    rate = {"full": 5e-3, "prefix": 0.3, "prompt": 0.3}.get(kind, 2e-2)
+    job = run(plan_of("sft", kind, model, training__steps=40, training__learning_rate=rate), tmp_path / "job")
+    told = losses(job)
+    assert told["loss", 40] < 0.7 * told["loss", 1], told
+    asked = [{"id": str(i), "messages": [{"role": "user", "content": f"say {i}"}], "max_tokens": 8} for i in range(3)]
+    settings = LocalProvider(tmp_path)._answering(f"local:{job.path}")
+    texts = [reply["text"] for reply in replies(settings | {"dtype": "fp32"}, asked)]
+    assert all(text.startswith("it is ") for text in texts), texts
+
+
+def test_a_verifiable_reward_rises(model: Path, tmp_path: Path) -> None:
+    grader = {"type": "python", "source": "def grade(sample, item):\n    text = sample['output_text']\n    return text.count('e') / 8"}
+    reinforcement = {"reinforcement__grader": grader, "reinforcement__samples_per_prompt": 8, "reinforcement__max_output_tokens": 8}
+    plan = plan_of("rft", "lora", model, training__steps=15, training__learning_rate=2e-2, **reinforcement)
+    job = run(plan, tmp_path / "job")
+    rewards = [event.metrics["reward"] for event in job.events() if "reward" in event.metrics]
+    assert sum(rewards[-3:]) > sum(rewards[:3]) + 1
+    assert "mean validation reward" in (job.adapter / "README.md").read_text()
