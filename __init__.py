@@ -64,10 +64,11 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:
     return spec_file.load_spec(source)
 
 
-def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: date | None = None) -> Plan:
+def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: date | None = None, online: bool = False) -> Plan:
     """What ``provider`` would do with the job: exact payload, outcome of every field, cost (USD) and time (seconds).
 
-    Needs no key, no vendor SDK and no network. ``data`` saves reading the rows again when several plans are made
+    Needs no key, no vendor SDK and no network; with ``online`` the vendor is asked for its own limits and price too (reads that
+    need a key), and CredentialsError or ProviderError are raised when it cannot be. ``data`` saves reading the rows again when several plans are made
     (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
     Raises DataError on bad rows, CatalogueError on an unknown model, UsageError on an unknown provider.
     """
@@ -75,7 +76,9 @@ def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: da
     from tuneport.core.plan import compile_for
     from tuneport.providers import registry
 
-    return compile_for(registry.get(provider), spec, data or load_job_data(spec), today)
+    place = registry.get(provider, spec.options.for_provider(provider))
+    compiled = compile_for(place, spec, data or load_job_data(spec), today)
+    return place.online(compiled) if online else compiled
 
 
 def engine(*, create: bool = True) -> Engine:

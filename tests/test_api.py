@@ -37,6 +37,15 @@ def spec(tmp_path: Path) -> tp.JobSpec:
     return tp.load_spec(tmp_path / "spec.yaml")
 
 
+def test_a_plan_may_ask_the_vendor_at_the_address_in_the_spec(spec: tp.JobSpec, vendor: OpenAIVendor, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = vendor.environment["OPENAI_BASE_URL"]
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    here = tp.load_spec({**spec.model_dump(exclude_unset=True), "options": {"openai": {"base_url": address}}})
+    asked, alone = tp.plan(here, "openai", today=TODAY, online=True), tp.plan(here, "openai", today=TODAY)
+    assert asked.payload == alone.payload
+    assert [w.code for w in asked.warnings].count("online") > [w.code for w in alone.warnings].count("online")
+
+
 def test_plan_submit_wait_chat_and_list(spec: tp.JobSpec, vendor: OpenAIVendor) -> None:
     plan = tp.plan(spec, "openai", today=TODAY)
     assert plan.cost.usd is not None and plan.payload["method"]["supervised"]["hyperparameters"]["n_epochs"] == 2  # type: ignore[index,call-overload]

@@ -21,7 +21,7 @@ def verdict(reports: Sequence[CheckReport]) -> str:
         return f"{rows:,} rows have {kinds}: mend them before training."
     if counts["warning"]:
         kinds = f"{counts['warning']} kind{'s' if counts['warning'] > 1 else ''} of warning"
-        return f"{rows:,} rows can be trained on; {kinds} deserve a look first."
+        return f"{rows:,} rows can be trained on; {kinds} deserve{'' if counts['warning'] > 1 else 's'} a look first."
     return f"{rows:,} rows are ready to train on."
 
 
