@@ -67,9 +67,9 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:
 def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: date | None = None, online: bool = False) -> Plan:
     """What ``provider`` would do with the job: exact payload, outcome of every field, cost (USD) and time (seconds).
 
-    Needs no key, no vendor SDK and no network; with ``online`` the vendor is asked for its own limits and price too (reads that
-    need a key), and CredentialsError or ProviderError are raised when it cannot be. ``data`` saves reading the rows again when several plans are made
-    (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
+    Needs no key, no vendor SDK and no network. With ``online`` the vendor is asked for its own limits and price too: reads that
+    need a key and raise CredentialsError or ProviderError when they fail. ``data`` saves reading the rows again when several
+    plans are made (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
     Raises DataError on bad rows, CatalogueError on an unknown model, UsageError on an unknown provider.
     """
     from tuneport.core.data.load import load_job_data

@@ -37,7 +37,9 @@ def spec(tmp_path: Path) -> tp.JobSpec:
     return tp.load_spec(tmp_path / "spec.yaml")
 
 
-def test_a_plan_may_ask_the_vendor_at_the_address_in_the_spec(spec: tp.JobSpec, vendor: OpenAIVendor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_may_ask_the_vendor_at_the_specs_address(
+    spec: tp.JobSpec, vendor: OpenAIVendor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = vendor.environment["OPENAI_BASE_URL"]
     monkeypatch.delenv("OPENAI_BASE_URL")
     here = tp.load_spec({**spec.model_dump(exclude_unset=True), "options": {"openai": {"base_url": address}}})
