@@ -10,6 +10,7 @@ try:
     import typer
 
     from tuneport.advisor import commands as advisor
+    from tuneport.advisor import measure_commands as measure
     from tuneport.core import commands as core
     from tuneport.core.errors import DataError, SpecError, TuneportError
     from tuneport.providers import commands as providers
@@ -86,7 +87,7 @@ _COMMANDS = (
     core.check, providers.prepare, providers.plan,
     jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
     jobs.checkpoints, jobs.export, jobs.delete,
-    advisor.baseline, advisor.evaluate, advisor.advise,
+    measure.baseline, measure.evaluate, advisor.advise,
     providers.providers, core.models, core.prices, providers.doctor, advisor.schema,
 )  # fmt: skip
 """In the order of ``tuneport --help``."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tuneport.advisor.answers import AnswerCache, answer_key
+from tuneport.advisor.asked import asked
 from tuneport.advisor.failures import failure_groups
 from tuneport.advisor.labels import answered_labels, confusion, expected_labels
 from tuneport.advisor.measurement import Answer, Arm, Calls, Estimate, Spread
@@ -21,7 +22,7 @@ from tuneport.advisor.spending import Purse, Rates
 from tuneport.advisor.statistics import bootstrap_macro_f1, bootstrap_micro_f1, clustered_mean, mean_interval, wilson
 from tuneport.advisor.suite import EvalSuite
 from tuneport.advisor.text_metrics import CORPUS, corpus_score
-from tuneport.core.errors import ProviderError, UsageError
+from tuneport.core.errors import UsageError
 from tuneport.core.money import Range
 from tuneport.core.provider import ChatReply, ChatRequest, Provider
 
@@ -110,7 +111,7 @@ def run_arm(
         if key not in replies
     }
     settings = {} if concurrency is None else {"concurrency": concurrency}
-    for reply in _answers(provider, model, requests, rates, purse, f"arm {name}", settings):
+    for reply in asked(provider, model, requests, rates, purse, f"arm {name}", settings):
         replies[reply.id] = reply
         if store is not None and not reply.error:
             store.put(reply)
@@ -171,45 +172,6 @@ def estimate(scores: Sequence[float], suite: EvalSuite, rows: Sequence[int]) -> 
 def binary(scores: Sequence[float]) -> bool:
     """Whether every score is 0 or 1."""
     return all(score in (0.0, 1.0) for score in scores)
-
-
-def _answers(
-    provider: Provider,
-    model: str,
-    requests: Mapping[str, ChatRequest],
-    rates: Rates | None,
-    purse: Purse,
-    who: str,
-    settings: dict[str, Any],
-) -> Iterator[ChatReply]:
-    """The provider's replies, each checked to answer a request that is still open, while money lasts.
-
-    Asked in rounds: when what is set aside exhausts the purse no more is asked; once the answers have come and cost less, the
-    rest is. Raises BudgetError when not one more question can be paid.
-    """
-    waiting = dict(requests)
-    while waiting:
-        asked: set[str] = set()
-
-        def affordable(asked: set[str] = asked) -> Iterator[ChatRequest]:
-            for request in list(waiting.values()):
-                if not purse.take(request, rates):
-                    return
-                asked.add(request.id)
-                yield request
-
-        for reply in provider.chat(model, affordable(), **settings):
-            if reply.id not in asked or reply.id not in waiting:
-                fault = "answered one request twice" if reply.id in requests else "sent an answer to no request"
-                raise ProviderError(f"{provider.name} {fault} (model {model})", fix="report this to whoever maintains the provider")
-            del waiting[reply.id]
-            purse.settle(reply, rates)
-            yield reply
-        if not asked:
-            raise purse.exhausted(who)
-        for key in asked & waiting.keys():  # asked and never answered
-            purse.settle(ChatReply(key, "", error="no answer"), rates)
-            del waiting[key]
 
 
 def _scored(suite: EvalSuite, row: int, replies: Sequence[ChatReply]) -> Answer:

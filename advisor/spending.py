@@ -63,14 +63,11 @@ class Purse:
             raise BudgetError(f"no price is known for {what}, so --max-usd cannot be kept", fix=fix)
 
     def take(self, request: ChatRequest, rates: Rates | None) -> bool:
-        """Set aside the most that a question can cost; False, and nothing is set aside, when that exceeds what is left.
-
-        A token is at least one byte of text, so the bytes of the prompt bound its tokens.
-        """
-        most = _most(request, rates)
-        if self.max_usd is not None and self.spent.high + sum(self._held.values()) + most > self.max_usd:
+        """Set aside the most that a question can cost; False, and nothing is set aside, when that exceeds what is left."""
+        bound = most(request, rates)
+        if self.max_usd is not None and self.spent.high + sum(self._held.values()) + bound > self.max_usd:
             return False
-        self._held[request.id] = most
+        self._held[request.id] = bound
         return True
 
     def settle(self, reply: ChatReply, rates: Rates | None) -> None:
@@ -91,7 +88,8 @@ class Purse:
         )
 
 
-def _most(request: ChatRequest, rates: Rates | None) -> float:
+def most(request: ChatRequest, rates: Rates | None) -> float:
+    """USD that one question can cost at most; 0 where the price is unknown. A token is at least one byte, so bytes bound tokens."""
     if rates is None:
         return 0.0
     text = sum(len(json.dumps(m.get("content"), ensure_ascii=False).encode("utf-8", "replace")) for m in request.messages)

@@ -200,14 +200,14 @@ def kappa(one: Sequence[_T], other: Sequence[_T], *, alpha: float = ALPHA) -> Es
     n = _paired_rows(one, other)
     codes: dict[object, int] = {}
     pairs = [(codes.setdefault(a, len(codes)), codes.setdefault(b, len(codes))) for a, b in zip(one, other, strict=True)]
-    table = np.zeros((len(codes), len(codes)))
-    for a, b in pairs:
-        table[a, b] += 1 / n
-    rows, columns, agreed = table.sum(axis=1), table.sum(axis=0), np.diag(table)
-    chance = float(rows @ columns)
-    if chance >= 1 - 1e-12:
+    counts = np.zeros((len(codes), len(codes)), dtype=np.int64)
+    np.add.at(counts, tuple(zip(*pairs, strict=True)), 1)
+    by_chance = int(counts.sum(axis=1) @ counts.sum(axis=0))  # of n * n; whole numbers keep 0 and 1 exact
+    if by_chance == n * n:
         return None
-    value = (float(agreed.sum()) - chance) / (1 - chance)
+    value = (n * int(np.trace(counts)) - by_chance) / (n * n - by_chance)
+    table, chance = counts / n, by_chance / (n * n)
+    rows, columns, agreed = table.sum(axis=1), table.sum(axis=0), np.diag(table)
     on = float(agreed @ (1 - (rows + columns) * (1 - value)) ** 2)
     spread = table * (columns[:, None] + rows[None, :]) ** 2
     off = (1 - value) ** 2 * float(spread.sum() - np.trace(spread))

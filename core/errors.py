@@ -12,7 +12,8 @@
     ├── JobFailedError        9   the job ended as failed or cancelled
     ├── LedgerError          10   the ledger cannot be read or written
     ├── MissingExtraError    11   an optional dependency is not installed
-    └── CatalogueError       12   an unknown model, or a faulty catalogue or price file
+    ├── CatalogueError       12   an unknown model, or a faulty catalogue or price file
+    └── GateError            13   ``evaluate --gate``: the tuned model is worse, or not shown to be good enough
     Ctrl-C                  130   nothing is lost: whatever was begun stands in the ledger
 
 Each error is one sentence: what is wrong and where, then how to mend it.
@@ -167,3 +168,9 @@ class CatalogueError(TuneportError):
     """A model is unknown, or a catalogue or price file breaks its schema."""
 
     exit_code = 12
+
+
+class GateError(TuneportError):
+    """The gate of an evaluation is shut; everything was measured and written before."""
+
+    exit_code = 13

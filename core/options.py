@@ -23,6 +23,13 @@ class OpenAIOptions(Options):
     base_url: Annotated[
         str | None, Field(pattern=r"^https?://", description="Service address including /v1; OPENAI_BASE_URL otherwise.")
     ] = None
+    key_variable: Annotated[
+        str | None,
+        Field(
+            pattern=r"^[A-Z][A-Z0-9_]*_(KEY|TOKEN|SECRET)$",
+            description="Environment variable that holds the key, named ..._KEY, ..._TOKEN or ..._SECRET; OPENAI_API_KEY otherwise.",
+        ),
+    ] = None
     compute_multiplier: Annotated[float | None, Field(gt=1e-5, le=10, description="rft: exploration factor.")] = None
     eval_samples: Annotated[int | None, Field(ge=1, description="rft: samples per evaluation.")] = None
     eval_interval: Annotated[int | None, Field(ge=1, description="rft: steps between evaluations.")] = None

@@ -4,6 +4,7 @@
 
 Each question is answered DELAY_S seconds after it came, with its own last word. FAILING_SHARE of the questions fail at first, by a
 hash of the question: once with 429 and Retry-After, or once with 500, or with both in turn. Every answer given is a line of LOG.
+A model named "broken" answers everything with "?", one named "half" about half of it.
 With ``"stream": true`` the answer comes as server-sent events, its first token after half the delay.
 """
 
@@ -78,7 +79,8 @@ class _Service:
             await asyncio.sleep(self.delay / 2)
         self.log.write(json.dumps(question) + "\n")
         self.log.flush()
-        text, usage = question.split()[-1], {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
+        wrong = body["model"] == "broken" or (body["model"] == "half" and _share(question) < 0.5)
+        text, usage = "?" if wrong else question.split()[-1], {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9}
         shared = {"id": "c", "created": 1, "model": body["model"]}
         if body.get("stream"):
             writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -94,12 +96,16 @@ class _Service:
             writer.write(_response(b"200 OK", json.dumps(whole).encode()))
 
     def _fault(self, question: str) -> int | None:
-        drawn = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 2**32
+        drawn = _share(question)
         if drawn >= self.failing:
             return None
         script = ([429], [500], [429, 500])[int(drawn * 1e6) % 3]
         seen = self.met[question]
         return script[seen - 1] if seen <= len(script) else None
+
+
+def _share(question: str) -> float:
+    return int(hashlib.sha256(question.encode()).hexdigest()[:8], 16) / 2**32
 
 
 def _response(status: bytes, content: bytes, extra: bytes = b"") -> bytes:

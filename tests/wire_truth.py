@@ -79,6 +79,7 @@ SAMPLES: dict[str, list[tuple[Any, Context]]] = {
     "export.hub_repo": [("team/model", {})],
     "tags": [({"team": "support"}, {}), ({"tuneport-key": "x"}, {})],
     "options.openai.base_url": [("https://tuning.example.org/v1", {})],
+    "options.openai.key_variable": [("GATEWAY_API_KEY", {})],
     "options.openai.compute_multiplier": [(2.0, {})],
     "options.openai.eval_samples": [(3, {})],
     "options.openai.eval_interval": [(5, {})],

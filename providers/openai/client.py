@@ -72,6 +72,7 @@ class OpenAIProvider:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._address = Address(options.base_url if options else None)
+        self._key_variable = (options.key_variable if options else None) or KEY_VARIABLE
         self._timeout_s, self._upload_timeout_s = timeout_s, upload_timeout_s
         self._part_bytes, self._today, self._sleep = part_bytes, today, sleep
 
@@ -233,9 +234,9 @@ class OpenAIProvider:
             import openai  # noqa: PLC0415 -- the SDK is an extra, loaded when something is sent
         except ImportError:
             raise MissingExtraError("the openai package is not installed", "openai") from None
-        key = os.environ.get(KEY_VARIABLE, "").strip()
+        key = os.environ.get(self._key_variable, "").strip()
         if not key or not key.isascii() or not key.isprintable():
-            raise no_key()
+            raise no_key(self._key_variable)
         timeout = openai.Timeout(timeout_s or self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
         with translated("to take a connection", address.service):
             limits = openai.DEFAULT_CONNECTION_LIMITS

@@ -247,6 +247,7 @@ def _extras(fields: Fields) -> dict[str, JsonValue]:
         "integrations": _wandb(fields),
     }
     fields.send("options.openai.base_url", "(address of the client)", default="OPENAI_BASE_URL, or OpenAI's own address")
+    fields.send("options.openai.key_variable", "(key of the client)", default="OPENAI_API_KEY")
     return {key: value for key, value in sent.items() if value is not None}
 
 

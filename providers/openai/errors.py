@@ -90,10 +90,10 @@ def parsed(raw: Any, call: str, service: str = "OpenAI") -> Any:
     return raw.parse()
 
 
-def no_key() -> CredentialsError:
+def no_key(variable: str = KEY_VARIABLE) -> CredentialsError:
     """The error for a key that is not set, or that no header can carry."""
-    what = f"no key for OpenAI: {KEY_VARIABLE} is not set, or holds characters that no key has"
-    return CredentialsError(what, fix=f"put your key into the environment variable {KEY_VARIABLE}")
+    what = f"no key for OpenAI: {variable} is not set, or holds characters that no key has"
+    return CredentialsError(what, fix=f"put your key into the environment variable {variable}")
 
 
 def closed(what: str) -> VendorClosedError:

@@ -1,0 +1,147 @@
+"""baseline and evaluate on the command line, against a chat service on loopback."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tuneport.cli import app
+from tuneport.core.errors import TuneportError
+from tuneport.tests.chat_server import ChatServer, chat_server
+
+HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChatServer]:
+    with chat_server(tmp_path_factory.mktemp("service")) as server:
+        yield server
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, service: ChatServer) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_BASE_URL", service.url)
+    monkeypatch.setenv("OPENAI_API_KEY", "key-for-loopback")
+    monkeypatch.setenv("COLUMNS", "240")
+    for part in ("train", "test"):
+        rows = []
+        for i in range(60):
+            turns = [{"role": "user", "content": f"{HOSTILE} {part} {i} say word{i}"}, {"role": "assistant", "content": f"word{i}"}]
+            rows.append(json.dumps({"messages": turns, "found": f"passage {i}"}) + "\n")
+        (tmp_path / f"{part}.jsonl").write_text("".join(rows))
+    (tmp_path / "spec.yaml").write_text("model: gpt-4.1-mini\ndata: {train: train.jsonl, test: test.jsonl}\n")
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What the command says, in this process; its exit code is that of the error that it raises."""
+    done = CliRunner().invoke(app, arguments)
+    error = done.exception
+    assert error is None or isinstance(error, (TuneportError, SystemExit)), repr(error)
+    assert (error.exit_code if isinstance(error, TuneportError) else done.exit_code) == code, f"{error}\n{done.output}"
+    return done.output + str(error or "")
+
+
+def measured(project: Path) -> Any:
+    return json.loads((project / "measurement.json").read_text())
+
+
+def test_before_anything_is_asked_it_says_what_the_rows_show_and_what_it_costs(project: Path, service: ChatServer) -> None:
+    before = len(service.answered())
+    said = run("baseline", "spec.yaml", "-p", "openai", "--dry-run")
+    assert "60 rows can detect about 16 points (if two arms disagree on 20% of them); you need 621 rows to see 5 points" in said
+    assert "zero-shot: gpt-4.1-mini-2025-04-14 at openai, at most $" in said and "few-shot (6)" in said
+    assert len(service.answered()) == before and not (project / "measurement.json").exists()
+
+
+def test_any_model_prompt_and_service_then_the_gate_side_by_side_and_general_suite(
+    project: Path, service: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "template.txt").write_text("Notes: {{ context }}\n{{ question }}")
+    own = ("--base-url", service.url, "--key-variable", "GATEWAY_API_KEY")
+    monkeypatch.setenv("GATEWAY_API_KEY", "key-for-loopback")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    said = run("baseline", "spec.yaml", "-p", "openai", "-m", "half", *own, "--template", "template.txt", "--name", "half",
+               "--context-column", "found", "--metric", "token_f1", "--metric", "regex=^word", "--price", "1/2", "--concurrency", "16",
+               "--stream")  # fmt: skip
+    monkeypatch.setenv("OPENAI_API_KEY", "key-for-loopback")
+    assert "half: 60 of 60 answers (0 kept before), spent $0.0007" in said
+    arm = measured(project)["arms"][0]
+    assert arm["prompt"] == "zero-shot, a template, with context"
+    assert 0.2 < arm["metrics"]["normalised_match"]["value"] < 0.8
+    assert arm["metrics"]["regex=^word"]["value"] == arm["metrics"]["token_f1"]["value"] == arm["metrics"]["normalised_match"]["value"]
+    assert arm["calls"]["first_token"]["n"] == 60 and arm["calls"]["price_source"] == "stated with --price"
+    wrong = 60 - arm["calls"]["accepted"]
+    assert arm["failures"] == [{"kind": "another answer", "count": wrong, "rows": arm["failures"][0]["rows"]}]
+
+    evaluate = ("evaluate", "spec.yaml", "-p", "openai", "--price", "1/2", "--gate")
+    said = run(*evaluate, "-m", "good", "--html", "side.html", "--general")
+    assert "gate open: tuned is no more than 2 points below half" in said
+    assert "general suite, tuned, general – base, general:" in said
+    assert [a["name"] for a in measured(project)["general"]["arms"]] == ["base, general", "tuned, general"]
+    page = (project / "side.html").read_text()
+    assert "Only tuned right" in page and f"({wrong})" in page
+    assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page
+    tags: set[str] = set()
+
+    class Tags(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            tags.add(tag)
+            assert not any(name.startswith("on") or name in ("src", "srcdoc") for name, _ in attrs)
+
+    Tags().feed(page)
+    assert not tags & {"script", "img", "iframe", "object", "link", "form"}
+
+    said = run(*evaluate, "-m", "broken", code=13)
+    assert "tuned is worse than half" in said and "in normalised_match" in said
+    assert measured(project)["arms"][1]["model"] == "broken", "what shuts the gate is written down first"
+    said = run(*evaluate, "-m", "half", "--name", "again", "--against", "half", "--margin", "0.3")
+    assert "gate open" in said
+    said = run(*evaluate, "-m", "good", "--against", "nobody", code=2)
+    assert "there is no arm 'nobody'" in said
+
+
+def test_an_arm_that_stops_half_way_is_said_and_the_others_are_measured(project: Path, service: ChatServer) -> None:
+    said = run("baseline", "spec.yaml", "-p", "openai", "--price", "1000/1000", "--max-usd", "1.5", code=6)
+    assert "arm few-shot (6) stopped at --max-usd 1.5" in said
+    found = measured(project)
+    assert [arm["name"] for arm in found["arms"]] == ["zero-shot"]
+    assert found["warnings"][0].startswith("arm few-shot (6) stopped: arm few-shot (6) stopped at --max-usd 1.5")
+    before = len(service.answered())
+    said = run("baseline", "spec.yaml", "-p", "openai", "--price", "1000/1000", "--max-usd", "40")
+    assert "zero-shot: 60 of 60 answers (60 kept before), spent $0.00" in said
+    assert len(service.answered()) - before < 60, "answers of the capped run are not paid again"
+
+
+def test_a_judge_who_answers_rubbish_is_said_and_shuts_nothing(project: Path, service: ChatServer) -> None:
+    arguments = ("baseline", "spec.yaml", "-p", "openai", "--shots", "0", "--judge", "openai:j", "--rubric", "correctness")
+    said = run(*arguments)
+    assert "gave no readable verdict on 60 of 60 answers, so judge.correctness is left out" in said.replace("\n", " ")
+    assert measured(project)["judges"][0]["unreadable"] == 60
+    said = run(*arguments[:-2], "--rubric", "taste", code=2)
+    assert "there is no rubric 'taste'" in said
+    assert len(measured(project)["arms"]) == 1
+
+
+def test_faulty_calls_are_one_sentence(project: Path, service: ChatServer) -> None:
+    for arguments, code, says in (
+        (("--metric", "beauty"), 2, "there is no metric 'beauty'"),
+        (("--metric", "regex=("), 2, "no regular expression"),
+        (("--primary", "bleu"), 2, "'bleu' is not measured here"),
+        (("--context-column", "absent"), 2, "no row of the suite has a context"),
+        (("--part", "validation"), 2, "holds no validation rows out"),
+        (("--price", "cheap"), 2, "names no two prices"),
+        (("--key-variable", "HOME"), 2, "key_variable"),
+        (("--max-usd", "1", "-m", "unknown-model"), 6, "no price is known for unknown-model"),
+    ):
+        assert says in run("baseline", "spec.yaml", "-p", "openai", *arguments, code=code)
+    assert "there is no tuned model to measure" in run("evaluate", "spec.yaml", code=2)
+
+
