@@ -129,8 +129,8 @@ def baseline(
 ) -> None:
     """Measure how far prompting gets a model.
 
-    On the held-out rows: the bar that tuning must beat. Zero-shot and 6 examples, unless --shots says otherwise. Answers are kept beside the measurement: a run that was killed or capped
-    goes on where it stopped, and pays for no answer twice.
+    On the held-out rows: the bar that tuning must beat. Zero-shot and 6 examples, unless --shots says otherwise. Answers are kept
+    beside the measurement: a run that was killed or capped goes on where it stopped, and pays for no answer twice.
     """
     from tuneport.core.spec_file import load_spec
 
