@@ -79,6 +79,9 @@ class LocalOptions(Options):
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Field(description="auto takes the GPU when there is one.")] = None
     dtype: Annotated[Literal["bf16", "fp32"] | None, Field(description="Precision of the base weights.")] = None
     chat_template: Annotated[str | None, Field(description="Path of a Jinja chat template, for a model that has none.")] = None
+    overfitting_guard: Annotated[
+        bool | None, Field(description="Stop when the validation loss rises while the training loss falls; on by default.")
+    ] = None
     virtual_tokens: Annotated[int | None, Field(ge=1, le=1024, description="Virtual tokens of prefix and prompt tuning.")] = None
     gpu_usd_per_hour: Annotated[float | None, Field(ge=0, description="What an hour of this machine costs you, for estimates.")] = None
 

@@ -93,6 +93,7 @@ class TrainConfig(_Part):
     evaluations: Annotated[int, Field(ge=0)]
     checkpoints: Positive
     early_stopping: EarlyStop | None = None
+    overfitting_guard: bool = True  # stop when the validation loss rises while the training loss falls
     seed: Annotated[int, Field(ge=0)]
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]

@@ -29,8 +29,8 @@ SUPERVISED = frozenset({"sft", "cpt"})
 """Methods whose rows are plain sequences with labels."""
 
 
-def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
-    """Train from the start, or from a checkpoint, handing adapters to ``best``. True when early stopping ended the run."""
+def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> str:
+    """Train from the start, or from a checkpoint, handing adapters to ``best``. Returns why the run ended early, or ""."""
     if run.config.method in SUPERVISED:
         return supervised.train(run, best, checkpoint)
     trainer = _TRAINERS[run.config.method](run)

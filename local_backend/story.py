@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
@@ -18,6 +20,8 @@ from tuneport.local_backend.schedule import spread, stalled
 if TYPE_CHECKING:
     from tuneport.local_backend.trainer import Run
 
+RISES = 2
+"""Evaluations in a row, each worse than the one before, that make overfitting: one alone is often noise."""
 TOLD = frozenset({"grad_norm", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "reward", "reward_std", "kl"})
 """What TRL logs beside the loss and is worth an event; ``reward`` and the like are those of the drawn answers."""
 
@@ -32,7 +36,7 @@ class Story(TrainerCallback):
         self.run = run
         self._validate = validate
         self.best = best
-        self.stopped_early = False
+        self.stopped_early = ""  # why, in words
         self._trainer: Any = None
         self._evaluate_at = spread(run.steps, run.config.evaluations) if run.validation else frozenset()
         self._save_at = spread(run.steps, run.config.checkpoints)
@@ -69,8 +73,8 @@ class Story(TrainerCallback):
             began = time.monotonic()
             self._evaluate(state)
             self._last += time.monotonic() - began  # the speed shown is that of training
-            if self._worn_out(state):
-                self.stopped_early = True
+            self.stopped_early = self._ended_by(state)
+            if self.stopped_early:
                 control.should_training_stop = True
         if step in self._save_at:
             control.should_save = True
@@ -95,9 +99,32 @@ class Story(TrainerCallback):
             metrics={"step": float(state.global_step), "eval_loss": loss, "eval_seconds": time.monotonic() - began},
         )
 
-    def _worn_out(self, state: Any) -> bool:
-        rule = self.run.config.early_stopping
-        return rule is not None and stalled([e["eval_loss"] for e in state.log_history if "eval_loss" in e], rule.patience, rule.min_delta)
+    def _ended_by(self, state: Any) -> str:
+        """Why the run should end here, or ""."""
+        config = self.run.config
+        held = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
+        rule = config.early_stopping
+        if rule is not None and stalled([loss for _, loss in held], rule.patience, rule.min_delta):
+            return f"the {'reward no longer rises' if config.method == 'rft' else 'validation loss no longer falls'}"
+        if config.overfitting_guard and config.method != "rft":  # a policy's loss says nothing of how well it does
+            seen = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
+            if overfitting(held, seen):
+                return "overfitting: the validation loss rises while the training loss falls"
+        return ""
+
+
+def overfitting(held: Sequence[tuple[int, float]], seen: Sequence[tuple[int, float]]) -> bool:
+    """Has the validation loss risen ``RISES`` times in a row while the training loss fell over the same steps?
+
+    ``held`` and ``seen`` are (step, loss) of validation and of training. Source: field guide 4 (S1, S2).
+    """
+    last = held[-RISES - 1 :]
+    if len(last) <= RISES or any(later[1] <= earlier[1] for earlier, later in pairwise(last)):
+        return False
+    middle = (last[0][0] + last[-1][0]) / 2
+    early = [loss for step, loss in seen if last[0][0] < step <= middle]
+    late = [loss for step, loss in seen if middle < step <= last[-1][0]]
+    return bool(early and late) and fmean(late) < fmean(early)
 
 
 def validation_words(config: TrainConfig, loss: float) -> str:

@@ -130,7 +130,7 @@ class Worker:
             if self._state.phase == "stopping":
                 raise _Stopped
             if stopped:
-                self._note("stopped early: the validation loss no longer falls")
+                self._note(f"stopped early: {stopped}")
         self._set("saving", "writing the result", step=self._state.step, seconds_left=None)
         summary = save_result(run, best)
         self._set("saving", summary)

@@ -123,8 +123,8 @@ def validation_loss(run: Run) -> float:
     return total / count
 
 
-def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> bool:
-    """Train from the start, or from a checkpoint, handing adapters to ``best``. True when early stopping ended the run."""
+def train(run: Run, best: BestAdapter, checkpoint: Path | None) -> str:
+    """Train from the start, or from a checkpoint, handing adapters to ``best``. Returns why the run ended early, or ""."""
     from datasets import Dataset  # noqa: PLC0415
 
     story = Story(run, best, lambda: validation_loss(run))

@@ -12,7 +12,11 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>",  # ChatML
+    "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",  # Llama 3
+    "<s>", "</s>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>",  # Mistral, Gemma
+)  # fmt: skip
 LAYERS, HEADS = 2, 4
 
 
@@ -23,8 +27,8 @@ def byte_alphabet() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|im_end|>") -> None:
-    """tokenizer.json and its config: one token per byte, and the special tokens of two families."""
+def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|im_end|>", bos: str | None = None) -> None:
+    """tokenizer.json and its config: one token per byte, and the special tokens of four families."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(byte_alphabet())}, merges=[]))
@@ -34,6 +38,8 @@ def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|i
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos, "pad_token": "<|endoftext|>"}
+    if bos is not None:
+        config["bos_token"] = bos
     if template is not None:
         config["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ pytest.importorskip("transformers")
 
 from tuneport.core.errors import DataError, ProviderError
 from tuneport.local_backend.chat import IGNORED, Encoded, encode, prompt_ids, stop_tokens
+from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.models import load_tokenizer
+from tuneport.local_backend.sequences import read_rows
 from tuneport.tests.local_tiny import CHATML, write_tokenizer
 
 LLAMA3 = (
@@ -36,8 +39,34 @@ ASK, SAY = {"role": "user", "content": "Grüße 🏔️?"}, {"role": "assistant"
 MORE, LAST = {"role": "user", "content": "und?"}, {"role": "assistant", "content": "nein"}
 
 
-def tokenizer(folder: Path, template: str | None, eos: str = "<|im_end|>") -> Any:
-    write_tokenizer(folder, template, eos)
+TEMPLATES = Path(__file__).with_name("chat_templates")
+FAMILIES = {  # template -> (eos, bos, the conversation below with [[what is trained]])
+    "chatml": (
+        "<|im_end|>", None,
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Yo<|im_end|>]]\n"
+        "<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n[[No.<|im_end|>]]",
+    ),
+    "llama3": (
+        "<|eot_id|>", "<|begin_of_text|>",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "[[Yo<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nSo?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "[[No.<|eot_id|>]]",
+    ),
+    "mistral": ("</s>", "<s>", "<s>[INST] Hi[/INST][[ Yo</s>]][INST] So?[/INST][[ No.</s>]]"),
+    "gemma": (
+        "<eos>", "<bos>",
+        "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\n[[Yo<end_of_turn>]]\n"
+        "<start_of_turn>user\nSo?<end_of_turn>\n<start_of_turn>model\n[[No.<end_of_turn>]]",
+    ),
+}  # fmt: skip
+TALK = [
+    {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yo"},
+    {"role": "user", "content": "So?"}, {"role": "assistant", "content": "No."},
+]  # fmt: skip
+
+
+def tokenizer(folder: Path, template: str | None, eos: str = "<|im_end|>", bos: str | None = None) -> Any:
+    write_tokenizer(folder, template, eos, bos)
     return load_tokenizer(str(folder))
 
 
@@ -45,6 +74,68 @@ def trained(of: Any, row: Encoded) -> str:
     """The text of the labelled tokens; labels must equal the inputs there."""
     assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
     return str(of.decode([label for label in row.labels if label != IGNORED]))
+
+
+def family(name: str, folder: Path) -> Any:
+    eos, bos, _ = FAMILIES[name]
+    return tokenizer(folder, (TEMPLATES / f"{name}.jinja").read_text(), eos, bos)
+
+
+def marked(of: Any, ids: list[int], trained: list[bool]) -> str:
+    """Every token decoded alone, the trained ones between [[ and ]]."""
+    text, inside = "", False
+    for token, learns in zip(ids, trained, strict=True):
+        text += ("[[" if learns else "]]") * (learns != inside) + of.decode([token])
+        inside = learns
+    return text + "]]" * inside
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_token_by_token_only_the_answers_and_their_stop_tokens_are_trained(name: str, tmp_path: Path) -> None:
+    of = family(name, tmp_path)
+    (row,) = encode(of, TALK, (), loss_on="completions", stops=stop_tokens(of))
+    assert marked(of, row.input_ids, [label != IGNORED for label in row.labels]) == FAMILIES[name][2]
+    assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", ["dpo", "orpo", "kto"])
+def test_token_by_token_preferences_train_the_last_answer_alone(name: str, method: str, tmp_path: Path) -> None:
+    """Through the very collators and columns that TRL's trainers read."""
+    of = family(name, tmp_path)
+    first, _, last = FAMILIES[name][2].replace("[[", "", 1).replace("]]", "", 1).partition("[[")
+    worse = last.replace("No.", "Nope")
+    chosen, rejected = TALK[-1], {"role": "assistant", "content": "Nope"}
+    record = {"messages": TALK[:-1], "chosen": chosen, "rejected": rejected}
+    if method == "kto":
+        record = {"messages": TALK, "desirable": True}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record) + "\n")
+    config = TrainConfig.model_construct(method=method, rewards=None)
+    (row,) = read_rows(tmp_path / "train.jsonl", "train", config, of, stop_tokens(of), None).sequences
+    assert marked(of, *seen_by_trl(row, method)[0]) == f"{first}[[{last}"
+    if method != "kto":
+        assert marked(of, *seen_by_trl(row, method)[1]) == f"{first}[[{worse}"
+
+
+def seen_by_trl(row: Any, method: str) -> list[tuple[list[int], list[bool]]]:
+    """(ids, trained) of each answer as the method's trainer makes them of the row."""
+    from dataclasses import asdict
+
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    from tuneport.local_backend.methods import _Tokenised
+
+    if method == "orpo":
+        made = _Tokenised().tokenize_row(asdict(row))
+        pairs = [(made[f"{answer}_input_ids"], made[f"{answer}_labels"]) for answer in ("chosen", "rejected")]
+        return [(ids, [label != IGNORED for label in labels]) for ids, labels in pairs]
+    if method == "dpo":
+        batch = DataCollatorForPreference(pad_token_id=256)([asdict(row)])
+    else:
+        batch = DataCollatorForUnpairedPreference(pad_token_id=256)([asdict(row) | {"label": row.desirable}])
+    kept = zip(batch["input_ids"], batch["attention_mask"].bool(), batch["completion_mask"].bool(), strict=True)
+    return [(ids[real].tolist(), learns[real].tolist()) for ids, real, learns in kept]
 
 
 @pytest.mark.parametrize(

@@ -82,17 +82,26 @@ def plan_of(method: str, kind: str, model: Path, *, dtype: str = "fp32", **chang
     return compile_plan(JobSpec.model_validate(document), JobData(facts, facts))
 
 
-def run(plan: Plan, folder: Path) -> JobDir:
-    """The worker's whole work, in this process."""
-    from tuneport.local_backend.train import Worker
-
+def made(plan: Plan, folder: Path, held: Iterator[Row] | None = None) -> JobDir:
+    """A job's folder before its worker starts. ``held``: other validation rows than the method's own."""
     assert not plan.refusals, plan.refusals
     job = JobDir(folder)
     folder.mkdir(parents=True)
     method: Any = plan.payload["method"]
     for role in ("train", "validation"):
-        write_records(job.rows(role), rows(method, role), method)
+        write_records(job.rows(role), held if held and role == "validation" else rows(method, role), method)
     job.config.write_text(json.dumps(plan.payload))
+    return job
+
+
+def run(plan: Plan, folder: Path, held: Iterator[Row] | None = None) -> JobDir:
+    """A job after its worker's whole work, done in this process."""
+    return work(made(plan, folder, held))
+
+
+def work(job: JobDir) -> JobDir:
+    from tuneport.local_backend.train import Worker
+
     before = signal.getsignal(signal.SIGTERM)
     try:
         status = Worker(job).run()
@@ -174,3 +183,60 @@ def test_a_verifiable_reward_rises(model: Path, tmp_path: Path) -> None:
     rewards = [event.metrics["reward"] for event in job.events() if "reward" in event.metrics]
     assert sum(rewards[-3:]) > sum(rewards[:3]) + 1
     assert "mean validation reward" in (job.adapter / "README.md").read_text()
+
+
+def test_overfitting_ends_the_run_and_the_best_adapter_is_kept(model: Path, tmp_path: Path) -> None:
+    answers = ({"role": "user", "content": f"say {i}"} for i in range(8))
+    held = (Row("chat", "held.jsonl", i, (asked, {"role": "assistant", "content": "QUITE OTHER"})) for i, asked in enumerate(answers))
+    settings = {"training__steps": 60, "training__learning_rate": 3e-2, "training__gradient_accumulation": 1, "evaluation__evaluations": 10}
+    job = run(plan_of("sft", "lora", model, **settings), tmp_path / "job", held)
+    told = losses(job)
+    steps = [step for name, step in told if name == "eval_loss"]
+    assert max(steps) < 60
+    assert any("overfitting" in event.message for event in job.events())
+    kept = json.loads((job.adapter / "resolved_config.json").read_text())["kept_step"]
+    assert told["eval_loss", kept] == min(told["eval_loss", step] for step in steps) < told["eval_loss", max(steps)]
+
+
+def test_overfitting_is_a_rise_in_validation_against_a_fall_in_training() -> None:
+    from tuneport.local_backend.story import overfitting
+
+    falling = [(step, 3 - 0.1 * step) for step in range(1, 21)]
+    rising = [(step, 1 + 0.1 * step) for step in range(1, 21)]
+    assert overfitting([(5, 1.0), (10, 1.1), (15, 1.2)], falling)
+    assert not overfitting([(5, 1.0), (10, 1.1), (15, 1.05)], falling)  # it went down again
+    assert not overfitting([(5, 1.0), (10, 1.1)], falling)  # one rise may be noise
+    assert not overfitting([(5, 1.0), (10, 1.1), (15, 1.2)], rising)  # the training itself goes wrong
+
+
+class _Killed(BaseException):
+    """Ends a worker without a chance to tidy up, as kill -9 does; test_local_provider sends the real one."""
+
+
+@pytest.mark.parametrize(("method", "kind"), [("dpo", "lora"), ("kto", "prompt"), ("orpo", "qlora"), ("sft", "full"), ("rft", "lora")])
+def test_a_killed_run_reaches_the_losses_of_one_that_was_not(
+    method: str, kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tuneport.local_backend.story import Story
+
+    settings: dict[str, Any] = {"training__steps": 6, "training__learning_rate": 5e-3}
+    settings |= {"evaluation__checkpoints": 3, "evaluation__evaluations": 3}
+    plan = plan_of(method, kind, model, **settings | ({"tuning__dropout": 0.1} if kind == "lora" else {}))
+    whole = run(plan, tmp_path / "whole")
+    step_end = Story.on_step_end
+
+    def killed(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if state.global_step == 5:
+            raise _Killed
+        step_end(self, args, state, control, **rest)
+
+    job = made(plan, tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(Story, "on_step_end", killed)
+        with pytest.raises(_Killed):
+            work(job)
+    assert job.last_checkpoint() and not job.finished()
+    assert losses(work(job)) == losses(whole)
+    weights = next(whole.adapter.glob("*.safetensors")).name
+    assert (job.adapter / weights).read_bytes() == (whole.adapter / weights).read_bytes()
+    assert any("resumed from the checkpoint at step 4" in event.message for event in job.events())

@@ -169,6 +169,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         evaluations=evaluations,
         checkpoints=read.value("evaluation.checkpoints", "checkpoints", CHECKPOINTS, "the last one at the end of the run"),
         early_stopping=early_stopping,
+        overfitting_guard=_guard(fields, evaluations),
         seed=read.value("training.seed", "seed", 0),
         device=read.value("options.local.device", "device", "auto", "the GPU when torch sees one"),
         dtype=read.value("options.local.dtype", "dtype", "bf16", "precision of the base; the adapter learns in fp32"),
@@ -386,6 +387,14 @@ def _evaluation(read: _Resolver, has_validation: bool) -> tuple[int, EarlyStop |
         patience=read.value("evaluation.early_stopping.patience", "early_stopping.patience", None),
         min_delta=read.value("evaluation.early_stopping.min_delta", "early_stopping.min_delta", 0.0),
     )
+
+
+def _guard(fields: Fields, evaluations: int) -> bool:
+    if not evaluations:
+        fields.refuse_if_set("options.local.overfitting_guard", "there is no validation to see overfitting by")
+        return True
+    why = "on: the run stops when the validation loss rises while the training loss falls (field guide)"
+    return fields.send("options.local.overfitting_guard", "overfitting_guard", default=why) is not False
 
 
 # -- cost, time and warnings -------------------------------------------------------------------------------------------
