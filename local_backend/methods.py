@@ -21,6 +21,7 @@ from tuneport.local_backend.decode import Prompt, decode
 from tuneport.local_backend.grader import make_grade
 from tuneport.local_backend.models import pad_token
 from tuneport.local_backend.planned import Planned, Scheduled, arguments
+from tuneport.local_backend.schedule import batches
 from tuneport.local_backend.story import Story
 from tuneport.local_backend.trainer import Run
 from tuneport.local_backend.tuning import peft_config
@@ -196,7 +197,15 @@ def _rft(run: Run) -> Any:
         return [grade(text, run.train[i].item) for text, i in zip(completions, row, strict=True)]
 
     class LocalGRPOTrainer(Scheduled, GRPOTrainer):
-        """GRPOTrainer on prompts that are tokens already. It draws its own batches: each prompt comes once per answer."""
+        """GRPOTrainer on prompts that are tokens already, in the planned order."""
+
+        def _get_train_sampler(self, *_: Any, **__: Any) -> list[int]:
+            # Each prompt comes once for every answer, and the whole step once for every part of it: TRL draws the answers
+            # at the first part and keeps them for the others. One pass over this list is the whole run.
+            lengths = [task.tokens for task in run.train]
+            parts = run.config.gradient_accumulation
+            steps = batches(lengths, run.config.batch_size, run.steps, run.config.seed)
+            return [row for step in steps for _ in range(parts) for row in step for _ in range(wanted.samples_per_prompt)]
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [list(run.train[int(prompt)].prompt_ids) for prompt in prompts], None, {}

@@ -250,6 +250,12 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise ProviderError(f"the model {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
+    if four_bit and training:
+        # On some processors bitsandbytes repacks the weights at the first validation, and computes differently from then on: a
+        # resumed run would not reach the losses of one that was never cut off.
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     head = model.get_output_embeddings()
     if head is not None:
         # For a strided slice of the last positions torch would multiply row by row, copying a frozen weight for each row:

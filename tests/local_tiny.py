@@ -17,7 +17,7 @@ SPECIAL = (
     "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",  # Llama 3
     "<s>", "</s>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>",  # Mistral, Gemma
 )  # fmt: skip
-LAYERS, HEADS = 2, 4
+HIDDEN, LAYERS, INNER, HEADS, KEY_VALUE = 32, 2, 64, 4, 16
 
 
 def byte_alphabet() -> list[str]:
@@ -45,15 +45,14 @@ def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|i
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0, hidden: int = 32) -> Path:
+def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0) -> Path:
     """A folder that ``from_pretrained`` loads: config, random safetensors weights, tokenizer."""
-    inner, key_value = 2 * hidden, hidden // 2
     from safetensors.numpy import save_file
 
     write_tokenizer(folder, template)
     vocabulary = 256 + len(SPECIAL)
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": hidden, "intermediate_size": inner,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2, "vocab_size": vocabulary,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu",
         "bos_token_id": None, "eos_token_id": 258, "pad_token_id": 256, "torch_dtype": "float32",
@@ -64,15 +63,15 @@ def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0, h
     def weights(*shape: int) -> Any:
         return (random.standard_normal(shape) * 0.3).astype(np.float32)
 
-    tensors = {"model.embed_tokens.weight": weights(vocabulary, hidden), "model.norm.weight": np.ones(hidden, np.float32)}
+    tensors = {"model.embed_tokens.weight": weights(vocabulary, HIDDEN), "model.norm.weight": np.ones(HIDDEN, np.float32)}
     shapes = {
-        "self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (key_value, hidden), "self_attn.v_proj": (key_value, hidden),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+        "self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KEY_VALUE, HIDDEN), "self_attn.v_proj": (KEY_VALUE, HIDDEN),
+        "self_attn.o_proj": (HIDDEN, HIDDEN),
+        "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
     }
     for layer in range(LAYERS):
         stem = f"model.layers.{layer}."
         tensors |= {f"{stem}{name}.weight": weights(*shape) for name, shape in shapes.items()}
-        tensors |= {f"{stem}{norm}.weight": np.ones(hidden, np.float32) for norm in ("input_layernorm", "post_attention_layernorm")}
+        tensors |= {f"{stem}{norm}.weight": np.ones(HIDDEN, np.float32) for norm in ("input_layernorm", "post_attention_layernorm")}
     save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
     return folder

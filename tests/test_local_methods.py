@@ -123,7 +123,7 @@ def losses(job: JobDir) -> dict[tuple[str, int], float]:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny", hidden=64)  # bitsandbytes packs blocks of 64 on the CPU
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(autouse=True)
