@@ -37,7 +37,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """What a worker last said of itself. Phases: preparing, training, saving, stopping, succeeded, failed, cancelled, paused."""
+    """What a worker last said of itself. Phases: preparing, queued, training, saving, stopping, succeeded, failed, cancelled, paused."""
 
     phase: str
     message: str = ""
@@ -171,7 +171,7 @@ class JobDir:
 
         The lock belongs to the open file, so a child that inherits the descriptor keeps it until it ends, even by kill -9.
         """
-        fcntl = _fcntl()
+        fcntl = fcntl_module()
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT, 0o644)
         for _ in range(_LOCK_TRIES):  # a reader in ``worker_alive`` holds the lock for an instant
             try:
@@ -187,7 +187,7 @@ class JobDir:
         """Does a worker hold the lock? Changes nothing."""
         if not self._lock.exists():
             return False
-        fcntl = _fcntl()
+        fcntl = fcntl_module()
         descriptor = os.open(self._lock, os.O_RDONLY)
         try:
             # A shared lock, held for an instant: two readers never take each other for a worker.
@@ -235,7 +235,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _fcntl() -> Any:
+def fcntl_module() -> Any:
+    """The module of file locks. Raises UsageError where there is none."""
     try:
         import fcntl  # noqa: PLC0415 - absent on Windows, where planning still works
     except ImportError as error:

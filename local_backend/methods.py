@@ -191,7 +191,7 @@ def _rft(run: Run) -> Any:
     wanted = run.config.rewards
     if wanted is None:
         raise AssertionError("the plan of an rft job holds its rewards")
-    grade = make_grade(wanted.grader)
+    grade, answers = make_grade(wanted.grader), wanted.samples_per_prompt
 
     def reward(completions: list[str], row: list[int], **_: Any) -> list[float]:
         return [grade(text, run.train[i].item) for text, i in zip(completions, row, strict=True)]
@@ -205,7 +205,7 @@ def _rft(run: Run) -> Any:
             lengths = [task.tokens for task in run.train]
             parts = run.config.gradient_accumulation
             steps = batches(lengths, run.config.batch_size, run.steps, run.config.seed)
-            return [row for step in steps for _ in range(parts) for row in step for _ in range(wanted.samples_per_prompt)]
+            return [row for step in steps for _ in range(parts) for row in step for _ in range(answers)]
 
         def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
             return [list(run.train[int(prompt)].prompt_ids) for prompt in prompts], None, {}
@@ -214,10 +214,10 @@ def _rft(run: Run) -> Any:
     config = GRPOConfig(
         **arguments(run)
         | {
-            "per_device_train_batch_size": run.config.micro_batch_size * wanted.samples_per_prompt,
-            "per_device_eval_batch_size": wanted.samples_per_prompt,
+            "per_device_train_batch_size": run.config.micro_batch_size * answers,
+            "per_device_eval_batch_size": answers,
         },
-        num_generations=wanted.samples_per_prompt,
+        num_generations=answers,
         max_completion_length=wanted.max_output_tokens,
     )
     run.model.generation_config.eos_token_id = sorted(run.stops)

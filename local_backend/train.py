@@ -31,6 +31,7 @@ from tuneport.local_backend.models import (
     require_training_stack,
 )
 from tuneport.local_backend.process import ATTEMPT_VARIABLE, LOCK_VARIABLE
+from tuneport.local_backend.turns import take_turn
 
 if TYPE_CHECKING:
     from tuneport.local_backend.packed_trainer import FastPass
@@ -53,6 +54,7 @@ class Worker:
         self._interruptible = False
         self._state = WorkerState("preparing", attempt=int(os.environ.pop(ATTEMPT_VARIABLE, "1")))
         self._written = 0.0
+        self._turn: int | None = None  # holds the GPU
         self._shortages = 0  # times that memory ran out
 
     def terminate(self, *_: Any) -> None:
@@ -144,6 +146,8 @@ class Worker:
 
         self._set("preparing", f"loading {config.model}")
         device = choose_device(config.device)
+        if device == "cuda":
+            self._wait_for(f"cuda:{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}")
         source = locate(config.model)
         self._stop_if_asked()
         folder = prepare(source)
@@ -196,6 +200,20 @@ class Worker:
             return None
         self._note(f"rows are packed into micro-batches of up to {fast.room.tokens:,} tokens; {fast.room.words()}")
         return fast
+
+    def _wait_for(self, device: str) -> None:
+        """Stand in line for the device; it is held until the worker ends."""
+        told: set[str] = set()
+
+        def waiting(ahead: str) -> None:
+            self._stop_if_asked()
+            if ahead not in told:
+                told.add(ahead)
+                self._note(f"queued: waiting for job {ahead} on {device}")
+                self._set("queued", f"waiting for job {ahead} on {device}")
+
+        if self._turn is None:
+            self._turn = take_turn(device, self.job.path.name, waiting)
 
     def _adapted(self, model: Any, config: TrainConfig) -> Any:
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - these import torch

@@ -36,6 +36,7 @@ from tuneport.providers.local.compile import compile_plan
 MODEL_PREFIX = "local:"
 STATES: Mapping[str, JobState] = {
     "starting": JobState.QUEUED,
+    "queued": JobState.QUEUED,
     "preparing": JobState.VALIDATING,
     "training": JobState.RUNNING,
     "stopping": JobState.CANCELLING,
