@@ -87,7 +87,7 @@ _COMMANDS = (
     core.check, providers.prepare, providers.plan,
     jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
     jobs.checkpoints, jobs.export, jobs.delete,
-    measure.baseline, measure.evaluate, advisor.advise,
+    measure.baseline, measure.evaluate, advisor.advise, advisor.compare,
     providers.providers, core.models, core.prices, providers.doctor, advisor.schema,
 )  # fmt: skip
 """In the order of ``tuneport --help``."""

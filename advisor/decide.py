@@ -6,7 +6,7 @@ Fine-tuning is only ever decided when a paired interval of the gain lies above z
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from tuneport.advisor.advice import Option, changes_of, kill_criteria_of, next_steps_of, options_of, sentence_of
 from tuneport.advisor.facts import Situation, gather_facts
 from tuneport.advisor.methods import MethodAdvice, method_for
-from tuneport.advisor.offers import Offer, choose_offer, pilot_offer
+from tuneport.advisor.offers import Offer, choose_offer
 from tuneport.advisor.rules import Fact, TraceLine, Verdict, apply, fires, load_rules, verdict_of
 
 Confidence = Literal["high", "medium", "low"]
@@ -65,7 +65,7 @@ def decide(situation: Situation) -> Decision:
     cause = row.all[0] if row.all else ""
     if row.verdict == "migrate" and "gain-shown" in row.all:
         cause = "gain-shown"
-    offer = _offer_for(row.verdict, cause, offers)
+    offer = _offer_for(row.verdict, cause, situation)
     lines = {line.rule: line for line in trace}
     weight = sum(1.0 if d.fired else 0.5 if d.fired is None else 0.0 for d in doubts)
     confidence: Confidence = "high" if weight < 1 else "medium" if weight < 3 else "low"
@@ -120,7 +120,9 @@ def turning_points(facts: Mapping[str, Fact], verdict: Verdict) -> list[str]:
     return found
 
 
-def _offer_for(verdict: Verdict, cause: str, offers: Sequence[Offer]) -> Offer | None:
+def _offer_for(verdict: Verdict, cause: str, situation: Situation) -> Offer | None:
     if verdict == "fine_tune" or (verdict == "migrate" and cause == "gain-shown"):
-        return choose_offer(offers)
-    return pilot_offer(offers) if verdict == "pilot" else None
+        return choose_offer(situation.offers)
+    if verdict == "pilot" and situation.pilot is not None:
+        return next(o for o in situation.offers if situation.pilot and o.id == situation.pilot.offer)
+    return None

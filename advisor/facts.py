@@ -242,6 +242,8 @@ def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
 
 def p95_seconds(arm: Arm | None) -> float | None:
     """The time within which 19 of 20 answers came (nearest rank); None when fewer than 20 carry a time."""
+    if arm is not None and arm.calls is not None and arm.calls.latency is not None and arm.calls.latency.n >= 20:
+        return arm.calls.latency.p95
     times = sorted(a.seconds for a in arm.answers if a.seconds) if arm else []
     return times[math.ceil(0.95 * len(times)) - 1] if len(times) >= 20 else None
 

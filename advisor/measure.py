@@ -1,8 +1,8 @@
 """Compares arms on the same rows, and says what a suite can detect.
 
-    suite = load_suite(spec)
-    arms = [run_arm(provider, model, suite, name="zero-shot"), run_arm(provider, model, suite, name="few-shot (6)", shots=6)]
-    measurement = measure(suite, arms)
+suite = load_suite(spec)
+arms = [run_arm(provider, model, suite, name="zero-shot"), run_arm(provider, model, suite, name="few-shot (6)", shots=6)]
+measurement = measure(suite, arms)
 """
 
 from __future__ import annotations
@@ -186,5 +186,3 @@ def _deciding(arms: Sequence[Arm], primary: Sequence[Comparison]) -> Comparison 
         return None
     pair = (best("prompted"), best("tuned"))
     return next((c for c in primary if (c.baseline, c.challenger) == pair), primary[0])
-
-

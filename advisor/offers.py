@@ -258,13 +258,6 @@ def choose_offer(offers: Sequence[Offer]) -> Offer | None:
     return max(priced, key=rank, default=None)
 
 
-def pilot_offer(offers: Sequence[Offer]) -> Offer | None:
-    """The cheapest open offer to try. One that was measured already, or whose base model ends before it could pay, stands last."""
-    ready = [o for o in offers if o.status == "open" and o.training_usd]
-    key = {o.id: (dies(o), o.quality != "not measured", o.training_usd.high if o.training_usd else 0.0) for o in ready}
-    return min(ready, key=lambda o: key[o.id], default=None)
-
-
 def ranked(offers: Sequence[Offer]) -> tuple[Offer, ...]:
     """Best first: open before unpriced before closed; then as ``choose_offer`` weighs them."""
 

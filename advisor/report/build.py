@@ -20,15 +20,14 @@ from tuneport.advisor.experiments import Pilot, pilot_of
 from tuneport.advisor.facts import Arms, Situation, gather_facts, pick_arms
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
-from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, build_offers, choose_offer, percentiles, pilot_offer, ranked
-from tuneport.advisor.pricing import Desk, mean_seconds
+from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, build_offers, choose_offer, dies, percentiles, ranked
+from tuneport.advisor.pricing import Desk
 from tuneport.advisor.prior import Prior, prior_for
 from tuneport.advisor.report.assumptions import assumptions_of, risks_of
+from tuneport.advisor.report.evidence import evidence_of
 from tuneport.advisor.report.model import (
-    ArmResult,
     CashFlow,
     CashPoint,
-    Evidence,
     Report,
     Reproducibility,
     Savings,
@@ -119,7 +118,7 @@ def build_report(
         pilot=situation.pilot,
         curve=situation.curve,
         todays_prices=tuple(now.notes),
-        evidence=_evidence(intake, measurement),
+        evidence=evidence_of(intake, measurement),
         cash_flow=simulation.cash_flow(chosen) if chosen else None,
         sensitivity=sensitivity,
         assumptions=assumptions_of(intake, chosen, now.notes, incumbent, prior),
@@ -210,17 +209,28 @@ class _Simulation:
         return offer.model_copy(update={"economics": economics, "reasons": reasons})
 
     def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate]) -> Pilot | None:
-        """The cheapest pilot, once a prompt was measured."""
-        offer = pilot_offer(offers)
-        if offer is None or self.baseline is None:
+        """The cheapest pilot that is worth its price, once a prompt was measured.
+
+        One of an offer that was measured already, or whose base model ends before it could pay, stands behind the others.
+        """
+        if self.baseline is None:
             return None
-        candidate = next(c for c in candidates if c.offer.id == offer.id)
-        _, drivers, result = self.kept.get(offer.id, (None, None, None))
-        return pilot_of(
-            candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
-            bar=self.intake.quality.bar, removed=self.shared["removed"], seed=self.seed,
-            priced=offer.economics is not None and offer.economics.misses_counted,
-        )  # fmt: skip
+        found = {}
+        for offer in (o for o in offers if o.status == "open" and o.training_usd):
+            candidate = next(c for c in candidates if c.offer.id == offer.id)
+            _, drivers, result = self.kept.get(offer.id, (None, None, None))
+            found[offer.id] = pilot_of(
+                candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
+                bar=self.intake.quality.bar, removed=self.shared["removed"], seed=self.seed,
+                priced=offer.economics is not None and offer.economics.misses_counted,
+            )  # fmt: skip
+        by_id = {o.id: o for o in offers}
+
+        def order(pilot: Pilot) -> tuple[bool, bool, bool, float]:
+            offer, price = by_id[pilot.offer], pilot.usd.high if pilot.usd else float("inf")
+            return pilot.worth_it is False, dies(offer), offer.quality != "not measured", price
+
+        return min(found.values(), key=order, default=None)
 
     def cash_flow(self, offer: Offer) -> CashFlow:
         """Spent money over the horizon, at most a dozen points."""
@@ -298,28 +308,6 @@ def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Sav
     if verdict not in ("fine_tune", "migrate"):
         subject += "; shown for comparison, not recommended"
     return Savings(subject=subject, offer=chosen.id, economics=chosen.economics)
-
-
-def _evidence(intake: Intake, measurement: Measurement | None) -> Evidence | None:
-    if measurement is None:
-        return None
-    warnings = list(measurement.warnings)
-    if intake.incumbent.arm and intake.incumbent.arm not in {a.name for a in measurement.arms}:
-        warnings.append(f"the decision file names {intake.incumbent.arm!r} as the arm in use, but no such arm was measured")
-    if intake.quality.metric != measurement.primary_metric:
-        warnings.append(f"the decision rests on {intake.quality.metric}; the measurement's primary metric is {measurement.primary_metric}")
-    arms = tuple(
-        ArmResult(
-            name=a.name, kind=a.kind, provider=a.provider, model=a.model, shots=a.shots, metrics=a.metrics,
-            failed=sum(bool(answer.error) for answer in a.answers), prompt_tokens=a.mean_prompt_tokens,
-            completion_tokens=a.mean_completion_tokens, seconds=mean_seconds(a),
-        )
-        for a in measurement.arms
-    )  # fmt: skip
-    return Evidence(
-        suite=measurement.suite, suite_sha256=measurement.suite_sha256, rows=measurement.power.n, metric=intake.quality.metric,
-        bar=intake.quality.bar, arms=arms, comparisons=measurement.comparisons, power=measurement.power, warnings=tuple(warnings),
-    )  # fmt: skip
 
 
 def _digest(intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], today: date, seed: int) -> str:

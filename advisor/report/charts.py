@@ -59,7 +59,11 @@ def accuracy_chart(evidence: Evidence) -> Markup:
 
     def draw(narrow: bool) -> Any:
         data = alt.Data(values=rows)
-        x = alt.X("value:Q", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format=".0%", tickCount=5, title=None))
+        x = alt.X(
+            "value:Q",
+            scale=alt.Scale(domain=[-0.03, 1.03], nice=False),
+            axis=alt.Axis(format=".0%", values=[0, 0.2, 0.4, 0.6, 0.8, 1], title=None),
+        )
         y = alt.Y("arm:N", sort=names, axis=alt.Axis(**_LABELS, labelLimit=150 if narrow else 300))
         colour = alt.Color("kind:N", scale=alt.Scale(domain=["prompted", "tuned"], range=[TODAY, TUNED]), legend=None)
         chart = alt.Chart(data)

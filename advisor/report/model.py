@@ -16,7 +16,7 @@ from tuneport.advisor.decide import Decision
 from tuneport.advisor.diagnosis import Diagnosis
 from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import Intake
-from tuneport.advisor.measurement import Comparison, Estimate, Power
+from tuneport.advisor.measurement import Calls, Comparison, Duel, Estimate, FailureGroup, Judge, Look, Power
 from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles
 from tuneport.advisor.pricing import PriceNote
 from tuneport.advisor.prior import Prior
@@ -49,6 +49,9 @@ class ArmResult(_Frozen):
     prompt_tokens: float | None
     completion_tokens: float | None
     seconds: float | None  # mean per answer
+    prompt: str = ""  # how rows were asked, in words
+    calls: Calls | None = None
+    failures: tuple[FailureGroup, ...] = ()
 
 
 class Evidence(_Frozen):
@@ -63,6 +66,9 @@ class Evidence(_Frozen):
     comparisons: tuple[Comparison, ...]
     power: Power
     warnings: tuple[str, ...]
+    looks: tuple[Look, ...] = ()  # every time that the sealed test rows were scored
+    judges: tuple[Judge, ...] = ()
+    duels: tuple[Duel, ...] = ()
 
 
 class CashPoint(_Frozen):
@@ -166,4 +172,8 @@ class Report(_Frozen):
 
 def report_schema() -> dict[str, Any]:
     """JSON Schema of report.json."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Report.model_json_schema(), "title": "tuneport report, version 1"}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Report.model_json_schema(mode="serialization"),
+        "title": "tuneport report, version 1",
+    }

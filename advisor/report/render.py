@@ -14,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tuneport.advisor.report.charts import accuracy_chart, cash_chart, tornado_chart
+from tuneport.advisor.report.headline import deciding_comparison, tiles_of
 from tuneport.advisor.report.model import Report
+from tuneport.advisor.report.pdf import render_pdf
 from tuneport.advisor.report.words import FILTERS
 from tuneport.core.errors import DataError
 from tuneport.core.sources import GRADES
@@ -69,14 +71,17 @@ def render_json(report: Report) -> str:
     return report.model_dump_json(indent=2) + "\n"
 
 
-def write_report(directory: str | Path, report: Report) -> dict[str, Path]:
-    """Write report.html, report.md and report.json; returns their paths by kind ("html", "md", "json").
+def write_report(directory: str | Path, report: Report, *, pdf: bool = False) -> dict[str, Path]:
+    """Write report.html, report.md and report.json, and report.pdf when asked; returns their paths by kind ("html", "md", ...).
 
-    All three are rendered before the first is written, and each replaces its predecessor in one step.
-    Raises MissingExtraError when the charts cannot be drawn, DataError when the folder cannot be written.
+    All are rendered before the first is written, and each replaces its predecessor in one step.
+    Raises MissingExtraError when charts or PDF cannot be drawn, DataError when the folder cannot be written.
     """
     folder = Path(directory)
-    texts = {"html": render_html(report), "md": render_markdown(report), "json": render_json(report)}
+    html = render_html(report)
+    texts = {"html": html.encode(), "md": render_markdown(report).encode(), "json": render_json(report).encode()}
+    if pdf:
+        texts["pdf"] = render_pdf(html)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return {kind: _replace(folder / f"report.{kind}", text) for kind, text in texts.items()}
@@ -84,11 +89,11 @@ def write_report(directory: str | Path, report: Report) -> dict[str, Path]:
         raise DataError(f"the report cannot be written to {folder} ({error.strerror})", fix="choose another folder") from None
 
 
-def _replace(path: Path, text: str) -> Path:
+def _replace(path: Path, content: bytes) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).chmod(0o644)
@@ -125,30 +130,13 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "verdict": VERDICTS[report.decision.verdict],
         "chosen": next((o for o in report.offers if report.savings.offer == o.id), None),
-        "deciding": _deciding(report),
+        "tiles": tiles_of(report, deciding_comparison(report)),
+        "chief": [c for c in evidence.comparisons if c.metric == names] if evidence else [],
+        "minor": [c for c in evidence.comparisons if c.metric != names] if evidence else [],
         "other_metrics": others,
         "grades": {g: GRADES[g] for g in sorted(used) if g in GRADES},
         "tags": {tag: SOURCES[tag] for tag in tags if tag in SOURCES},
     }
-
-
-def _deciding(report: Report) -> Any:
-    """The comparison that the headline quotes: of the decision's metric, with the largest gain of a tuned arm."""
-    if report.evidence is None:
-        return None
-    facts = {line.rule: line for line in report.decision.trace}
-    if facts["gain-shown"].fired is None:
-        return None
-    metric = report.evidence.metric
-    arms = {a.name: a for a in report.evidence.arms if metric in a.metrics}
-    best = {
-        kind: max((a for a in arms.values() if a.kind == kind), key=lambda a: a.metrics[metric].value, default=None)
-        for kind in ("prompted", "tuned")
-    }
-    one, two = best["prompted"], best["tuned"]
-    if one is None or two is None:
-        return None
-    return next((c for c in report.evidence.comparisons if (c.baseline, c.challenger, c.metric) == (one.name, two.name, metric)), None)
 
 
 def _markdown_text(value: Any) -> Any:

@@ -138,11 +138,21 @@ def plain(name: str) -> str:
     return name.replace("_", " ")
 
 
+def model_name(name: str) -> str:
+    """A model as people name it: of a model in a folder of this machine only the folder's own name."""
+    return f"tuned here ({name.rstrip('/').rpartition('/')[2]})" if name.startswith("local:") else name
+
+
+def file_name(path: str) -> str:
+    """The file's own name: a folder of one machine says nothing to a reader."""
+    return path.replace("\\", "/").rpartition("/")[2] or path
+
+
 FILTERS = {
     function.__name__: function
     for function in (
         usd, usd_range, usd_spread, count, count_range, percent, probability, interval, points, points_interval, p_value, months,
-        months_spread, volume, volume_spread, plain, pair,
+        months_spread, volume, volume_spread, plain, pair, model_name, file_name,
     )
 }  # fmt: skip
 """What the templates may call."""

@@ -1,0 +1,148 @@
+"""What has changed from one report to the next: the decision first, then what moved it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tuneport.advisor.offers import Offer
+from tuneport.advisor.report.model import Report
+from tuneport.advisor.report.words import interval, months_spread, plain, probability, usd_range, usd_spread
+from tuneport.core.errors import DataError
+
+ABSENT = "–"
+Part = Literal["decision", "money", "quality", "rules", "offers", "inputs"]
+
+
+class Change(BaseModel):
+    """One thing that differs, in the report's words."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    part: Part
+    what: str
+    before: str
+    after: str
+
+
+class ReportComparison(BaseModel):
+    """Every difference of two reports, most important first. ``same_inputs``: only time or the program has changed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    version: Literal[1] = 1
+    before: str
+    after: str
+    same_verdict: bool
+    same_inputs: bool
+    changes: tuple[Change, ...]
+
+
+def load_report(path: str | Path) -> Report:
+    """A report.json. Raises DataError when it cannot be read or is none."""
+    try:
+        return Report.model_validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})", fix="give the path of a report.json") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+        raise DataError(
+            f"{path} is no report of this version: {where}: {first['msg']}", fix="run `tuneport advise` again to make a report.json"
+        ) from None
+
+
+def compare_reports(before: Report, after: Report) -> ReportComparison:
+    """The differences of two reports, whichever decision they are about."""
+    changes = [change for part in (_decision, _money, _quality, _rules, _offers, _inputs) for change in part(before, after)]
+    return ReportComparison(
+        before=f"{before.title}, {before.made_on}",
+        after=f"{after.title}, {after.made_on}",
+        same_verdict=before.decision.verdict == after.decision.verdict,
+        same_inputs=before.reproducibility.inputs_sha256 == after.reproducibility.inputs_sha256,
+        changes=tuple(changes),
+    )
+
+
+def _differs(part: Part, old: dict[str, str], new: dict[str, str]) -> Iterator[Change]:
+    for what in dict.fromkeys([*old, *new]):
+        one, two = old.get(what, ABSENT), new.get(what, ABSENT)
+        if one != two:
+            yield Change(part=part, what=what, before=one, after=two)
+
+
+def _decision(before: Report, after: Report) -> Iterator[Change]:
+    def read(report: Report) -> dict[str, str]:
+        d = report.decision
+        return {
+            "verdict": plain(d.verdict),
+            "confidence": d.confidence,
+            "sentence": d.sentence,
+            "offer": d.offer or ABSENT,
+            "method": d.method.name,
+            "diagnosis": report.diagnosis.gap,
+        }
+
+    return _differs("decision", read(before), read(after))
+
+
+def _money(before: Report, after: Report) -> Iterator[Change]:
+    def read(report: Report) -> dict[str, str]:
+        money = report.savings.economics
+        if money is None:
+            return {"net present value": "unknown"}
+        return {
+            "offer that is priced": report.savings.offer or ABSENT,
+            "net present value": usd_spread(money.npv),
+            "saved per month": usd_spread(money.saving_per_month),
+            "spent once": usd_spread(money.one_time),
+            "payback": months_spread(money.payback_months),
+            "chance of saving money": probability(money.p_saves),
+        }
+
+    return _differs("money", read(before), read(after))
+
+
+def _quality(before: Report, after: Report) -> Iterator[Change]:
+    def read(report: Report) -> dict[str, str]:
+        evidence = report.evidence
+        if evidence is None:
+            return {}
+        metric = evidence.metric
+        scores = {f"{a.name}, {plain(metric)}": interval(a.metrics[metric]) for a in evidence.arms if metric in a.metrics}
+        return {"test rows": f"{evidence.rows} ({evidence.suite_sha256[:8]})", **scores}
+
+    return _differs("quality", read(before), read(after))
+
+
+def _rules(before: Report, after: Report) -> Iterator[Change]:
+    def read(report: Report) -> dict[str, str]:
+        words = {True: "holds", False: "does not hold", None: "not known"}
+        return {line.says: words[line.fired] for line in (*report.decision.trace, *report.decision.doubts)}
+
+    old, new = read(before), read(after)
+    shared = old.keys() & new.keys()
+    return _differs("rules", {k: v for k, v in old.items() if k in shared}, {k: v for k, v in new.items() if k in shared})
+
+
+def _offers(before: Report, after: Report) -> Iterator[Change]:
+    def read(offer: Offer) -> str:
+        money = usd_spread(offer.economics.npv) if offer.economics else "money unknown"
+        return f"{offer.status}; one run {usd_range(offer.training_usd)}; {money}"
+
+    return _differs("offers", {o.id: read(o) for o in before.offers}, {o.id: read(o) for o in after.offers})
+
+
+def _inputs(before: Report, after: Report) -> Iterator[Change]:
+    def read(report: Report) -> dict[str, str]:
+        stated = {a.what: f"{a.value} ({a.source})" for a in report.assumptions if a.what != "Note on the offer"}
+        return {
+            **stated,
+            "seed": str(report.reproducibility.seed),
+            **{f"version of {k}": v for k, v in report.reproducibility.versions.items()},
+        }
+
+    return _differs("inputs", read(before), read(after))
