@@ -5,6 +5,8 @@ They define what ``kernels_cuda`` computes in one pass over memory each, under t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
@@ -93,3 +95,11 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
     wide[torch.arange(len(targets), device=targets.device), targets] -= 1
     logits.copy_(wide)
     return losses
+
+
+def unpack(packed: Tensor, state: Any) -> Tensor:
+    """The matrix that bitsandbytes holds in 4 bits; ``state`` says how."""
+    from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only for quantised bases
+
+    unpacked: Tensor = dequantize_4bit(packed, state)
+    return unpacked

@@ -9,8 +9,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tuneport.local_backend import kernels
+
 _POINTWISE = 2048
 _VOCABULARY = 8192
+_BYTES = 1024
 
 
 @triton.jit
@@ -159,6 +162,32 @@ def cross_entropy_(logits: Tensor, targets: Tensor) -> Tensor:
     losses = torch.empty(rows, device=logits.device, dtype=torch.float32)
     _cross_entropy[(rows,)](logits, targets, losses, width, BLOCK=min(_VOCABULARY, triton.next_power_of_2(width)), num_warps=16)
     return losses
+
+
+@triton.jit
+def _unpack(packed, scales, groups, levels, scale_levels, offset, out, count, GROUP: tl.constexpr, BLOCK: tl.constexpr):
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < count
+    byte = tl.load(packed + place, mask=inside, other=0).to(tl.int32)
+    block = place // 32  # 64 weights share a scale, two to a byte
+    scale = tl.load(scale_levels + tl.load(scales + block, mask=inside, other=0).to(tl.int32))
+    scale = scale * tl.load(groups + block // GROUP, mask=inside, other=0.0) + tl.load(offset)
+    first = tl.load(levels + (byte >> 4)) * scale
+    second = tl.load(levels + (byte & 15)) * scale
+    both = tl.interleave(first, second).to(out.dtype.element_ty)
+    twice = tl.program_id(0).to(tl.int64) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
+    tl.store(out + twice, both, mask=twice < 2 * count)
+
+
+def unpack(packed: Tensor, state: Any) -> Tensor:
+    if not state.nested or state.blocksize != 64:
+        return kernels.unpack(packed, state)
+    out = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
+    scales, inner = state.absmax, state.state2
+    _unpack[(triton.cdiv(packed.numel(), _BYTES),)](
+        packed, scales, inner.absmax, state.code, inner.code, state.offset, out, packed.numel(), GROUP=inner.blocksize, BLOCK=_BYTES
+    )
+    return out
 
 
 def _warps(block: int) -> Any:

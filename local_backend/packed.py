@@ -74,17 +74,6 @@ class _Linear:
             self.rank, self.scale = self.parameters[0].shape[0], float(module.scaling[name])
             self.copy_b: Tensor = torch.empty_like(self.parameters[1], dtype=precision(self.base))
 
-    def weight(self) -> Tensor:
-        """The weight as a matrix of numbers; unpacked each time when it is held in 4 bits."""
-        state = getattr(self.base.weight, "quant_state", None)
-        if state is None:
-            weight: Tensor = self.base.weight
-            return weight
-        from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only for quantised bases
-
-        unpacked: Tensor = dequantize_4bit(self.base.weight.data, state)
-        return unpacked
-
 
 def precision(base: Any) -> torch.dtype:
     """The precision in which a linear layer computes."""
@@ -94,15 +83,20 @@ def precision(base: Any) -> torch.dtype:
 
 
 class _Weights:
-    """The weights of one half of a layer during one pass, each unpacked once."""
+    """The weights of one half of a layer during one pass; those held in 4 bits are unpacked once."""
 
-    def __init__(self) -> None:
+    def __init__(self, ops: ModuleType) -> None:
+        self._ops = ops
         self._unpacked: dict[int, Tensor] = {}
 
     def of(self, linear: _Linear) -> Tensor:
+        weight: Tensor = linear.base.weight
+        state = getattr(weight, "quant_state", None)
+        if state is None:
+            return weight
         found = self._unpacked.get(id(linear))
         if found is None:
-            found = self._unpacked[id(linear)] = linear.weight()
+            found = self._unpacked[id(linear)] = self._ops.unpack(weight.data, state)
         return found
 
     def forget(self) -> None:
@@ -278,7 +272,7 @@ class _Half(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, half: Any, at: _Pass, keep: bool, *_: Tensor) -> Tensor:
-        weights = _Weights()
+        weights = _Weights(at.kernels)
         kept = half.start(x, at, weights)
         weights.forget()
         output: Tensor
@@ -290,7 +284,7 @@ class _Half(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, *kept = ctx.saved_tensors
-        weights = _Weights()
+        weights = _Weights(ctx.at.kernels)
         x_grad, grads = ctx.half.backward(grad, x, kept or ctx.half.start(x, ctx.at, weights), inner, ctx.at, weights)
         return x_grad, None, None, None, *grads
 

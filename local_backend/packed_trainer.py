@@ -113,9 +113,8 @@ class PackedTrainer(Planned, SFTTrainer):
 
         return DataLoader(range(len(rows)), batch_sampler=order(lengths, config), collate_fn=step)
 
-    def training_step(self, model: Any, inputs: list[Packed], *_: Any, **__: Any) -> torch.Tensor:
+    def training_step(self, _model: Any, inputs: list[Packed], *_: Any, **__: Any) -> torch.Tensor:
         """Gradients of the mean loss over the step's labelled tokens."""
-        model.train()
         labelled = sum(len(part.targets) for part in inputs)
         losses = []
         for part in inputs:
