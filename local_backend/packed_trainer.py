@@ -77,7 +77,8 @@ def free_memory() -> float:
     """Bytes that this process may still allocate on the GPU."""
     free, total = torch.cuda.mem_get_info()
     held = torch.cuda.memory_reserved()
-    allowed = total * torch.cuda.get_per_process_memory_fraction()
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # absent from older versions
+    allowed = total * (share() if share else 1.0)
     return float(min(free + held, allowed) - torch.cuda.memory_allocated())
 
 

@@ -80,7 +80,7 @@ def test_a_multiplier_is_a_factor_on_the_shown_default_and_never_the_rate_itself
         ({"method": "simpo", "preference": {"length_normalised": False}}, "preference.length_normalised", "always divides"),
         ({"method": "rft"}, "reinforcement.grader", "needs a grader"),
         ({"method": "rft", "reinforcement": {"grader": {"type": "score_model"}}}, "reinforcement.grader", "talks to nobody"),
-        ({"training": {"packing": True}}, "training.packing", "sequence of its own"),
+        ({"training": {"packing": True}}, "training.packing", "packed by themselves"),
         ({"training": {"scheduler": "linear", "scheduler_cycles": 1}}, "training.scheduler_cycles", "no cycles"),
         ({"training": {"scheduler": "constant", "min_learning_rate_ratio": 0.1}}, "training.min_learning_rate_ratio", "never falls"),
         ({"evaluation": {"early_stopping": {"min_delta": 0.1}}}, "evaluation.early_stopping.min_delta", "patience"),
@@ -144,6 +144,13 @@ def test_warnings_for_memory_and_for_rows_beyond_the_model() -> None:
     assert "sequence-length" in {w.code for w in plan(train=long).warnings}
     big = plan(model={"local": "org/model-70B"}, hardware=Hardware(8, 64 * GIB))
     assert any("weights alone" in w.message for w in big.warnings)
+
+
+def test_a_large_model_takes_more_rows_per_step_and_a_gpu_takes_them_at_once() -> None:
+    h100 = hardware_of("NVIDIA H100 80GB HBM3", 16, None)
+    sizes = {hardware: plan(model={"local": "org/model-8B"}, hardware=hardware).payload for hardware in (CPU, h100)}
+    assert [(made["batch_size"], made["micro_batch_size"]) for made in sizes.values()] == [(16, 8), (16, 16)]
+    assert plan(hardware=h100).payload["batch_size"] == 8
 
 
 def test_the_learning_rate_falls_with_the_models_size(tmp_path: Path) -> None:

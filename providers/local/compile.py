@@ -29,7 +29,7 @@ OPERATION = "python -m tuneport.local_backend.train JOBDIR"
 
 UNSUPPORTED: Mapping[str, str] = {
     "continue_from": "this version starts every adapter from the base model",
-    "training.packing": "this version trains each row in a sequence of its own; rows of similar length share a batch",
+    "training.packing": "rows are packed by themselves where that changes nothing: SFT of Llama-family models on a GPU",
     "reinforcement.reasoning_effort": "a local model has no setting for its reasoning effort",
     "distillation": "the local backend writes no teacher's answers",
     "tracking.wandb": "this version keeps metrics on this machine only; read them with `tuneport events`",
@@ -57,6 +57,9 @@ EPOCHS = 3.0
 EPOCHS_WHY = "field guide: 3 epochs, most runs overfit before the fifth"
 BATCH = 8
 BATCH_WHY = "small batches suit LoRA (LoRA Without Regret, 2025) and small data"
+LARGE_MODEL, LARGE_BATCH = 0.5e9, 16
+LARGE_BATCH_WHY = "field guide: an effective batch of 16"
+"""For SFT of models with more parameters."""
 MICRO_BATCH = 8
 WARMUP_RATIO = 0.05
 EVALUATIONS = 4
@@ -85,7 +88,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     _method(fields)
     if not fields.refused("method"):  # what the rows of a refused method hold is beside the point
         refuse_unfit_data(fields, data, _data_rules(spec))
-    config = _config(fields, data, offering, shape)
+    config = _config(fields, data, offering, shape, machine)
     time = _time(config, data, shape, machine)
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
     return Plan(
@@ -143,7 +146,7 @@ class _Resolver:
         return default if sent is None else sent
 
 
-def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | None) -> TrainConfig:
+def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware) -> TrainConfig:
     read = _Resolver(fields)
     _model(fields, offering)
     unknown = "unknown: no machine cost in the estimate"
@@ -160,7 +163,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         preference=_preference(read),
         rewards=_rewards(read),
         **_length(read),
-        **_batch(read),
+        **_batch(read, shape, machine),
         **_schedule(read, shape),
         weight_decay=read.value("training.weight_decay", "weight_decay", 0.0),
         max_grad_norm=read.value("training.max_grad_norm", "max_grad_norm", 1.0),
@@ -291,25 +294,29 @@ def _length(read: _Resolver) -> dict[str, Any]:
     return {"steps": steps, "epochs": read.value("training.epochs", "epochs", default, why)}
 
 
-def _batch(read: _Resolver) -> dict[str, Any]:
-    """The batch, and its division into the largest micro-batches of at most ``MICRO_BATCH`` sequences when that is left open."""
+def _batch(read: _Resolver, shape: Shape | None, machine: Hardware) -> dict[str, Any]:
+    """The batch, and its division when that is left open: into micro-batches of at most ``MICRO_BATCH`` sequences, but not for
+    SFT on a GPU, where the worker goes by memory."""
     fields, method = read.fields, read.fields.spec.method
     given, wanted = fields.peek("training.gradient_accumulation") or 1, fields.peek("training.batch_size")
     fewest = 2 if method == "kto" else 1
+    supervised = method in ("sft", "cpt")
+    large = supervised and shape is not None and shape.parameters > LARGE_MODEL
+    usual, usual_why = (LARGE_BATCH, LARGE_BATCH_WHY) if large else (BATCH, BATCH_WHY)
     pair = "kto compares each answer with one to another prompt of the same micro-batch, which then needs two rows at least"
     if wanted is not None and wanted < fewest:
         fields.refuse("training.batch_size", pair)
-        size = BATCH
+        size = usual
     else:
-        size = read.value("training.batch_size", "batch_size", -(-BATCH // given) * given, BATCH_WHY)
+        size = read.value("training.batch_size", "batch_size", -(-usual // given) * given, usual_why)
     sequences = (fields.peek("reinforcement.samples_per_prompt") or SAMPLES) if method == "rft" else 1
-    rows = max(fewest, MICRO_BATCH // sequences)
+    rows = size if supervised and machine.gpu else max(fewest, MICRO_BATCH // sequences)
     parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= rows)
     if size // given < fewest:
         fields.refuse("training.gradient_accumulation", pair)
         accumulation = parts
     else:
-        why = f"micro-batches of at most {rows} row{'s' if rows > 1 else ''}"
+        why = f"micro-batches of at most {rows} row{'s' if rows > 1 else ''}{', and fewer where memory asks for it' if machine.gpu else ''}"
         accumulation = read.value("training.gradient_accumulation", "gradient_accumulation", parts, why)
     return {"batch_size": size, "gradient_accumulation": accumulation, "micro_batch_size": size // accumulation}
 
