@@ -4,8 +4,8 @@
     job = engine.submit(spec, plan)
     engine.watch(job.id)
 
-Only ``submit``, ``resume`` and ``reconcile(resume=True)`` can spend. ``cancel``, ``pause`` and ``delete`` change what exists;
-everything else reads.
+Only ``submit``, ``resume``, ``deployments.deploy`` and ``reconcile(resume=True)`` can spend. ``cancel``, ``pause``, ``delete`` and
+``deployments.undeploy`` change what exists; everything else reads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tuneport.core.deployments import Deployments
 from tuneport.core.errors import DataError, LedgerError, ProviderError, TuneportError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
@@ -70,6 +71,7 @@ class Engine:
         self._sleep = sleep
         self._clock = clock
         self._reader = Reader(ledger, self.provider_of, sleep)
+        self.deployments = Deployments(ledger, self.provider_of, sleep=sleep, clock=clock)
 
     def provider_of(self, record: JobRecord) -> Provider:
         """The provider of a job, as the options in its spec reach it."""
@@ -120,12 +122,13 @@ class Engine:
         return self.job(job_id)
 
     def reconcile(self, *, resume: bool = False) -> list[Reconciled]:
-        """Settle every submission that was interrupted: adopt what the provider has made.
+        """Settle every submission and deployment that was interrupted: adopt what the provider has made.
 
         What was never made stays as it is, unless ``resume`` is set: then it is made now. Never raises for one job's
         provider: that is an outcome. Runs without ``resume`` at the start of every submit and watch.
         """
-        return [self._reconcile(record, resume=resume) for record in self.ledger.unfinished_submissions()]
+        jobs = [self._reconcile(record, resume=resume) for record in self.ledger.unfinished_submissions()]
+        return jobs + self.deployments.reconcile(resume=resume)
 
     # Reading
 
@@ -268,8 +271,8 @@ class Engine:
     def delete(self, job_id: str) -> list[str]:
         """Remove what an ended job left at the provider, its tuned model first of all; returns the names. The ledger keeps the job.
 
-        Raises UsageError when the job still runs or was never made, ProviderError when the provider cannot be asked or deletes
-        nothing.
+        Raises UsageError when the job still runs, was never made or its model is deployed, ProviderError when the provider cannot be
+        asked or deletes nothing.
         """
         record = self.ledger.get(job_id)
         if not record.state.terminal:
@@ -281,6 +284,9 @@ class Engine:
                 f"job {job_id} was never made at {record.provider}, so there is nothing of it to delete",
                 fix=f"what it uploaded can be removed there: {left}" if left else "nothing needs to be done",
             )
+        if standing := [found.id for found in self.deployments.latest(job_id=job_id)]:
+            fix = f"undeploy first: tuneport undeploy {' '.join(standing)}"
+            raise UsageError(f"job {job_id}'s model is deployed as {', '.join(standing)}", fix=fix)
         ref, provider = record.ref, offered(self.provider_of(record), "delete")
         self.ledger.asked(job_id, "deletion asked for")
         names = retrying(lambda: provider.delete(ref), sleep=self._sleep)

@@ -88,13 +88,13 @@ class RefusedError(TuneportError):
 
     exit_code = 5
 
-    def __init__(self, provider: str, reasons: dict[str, str]) -> None:
+    def __init__(self, provider: str, reasons: dict[str, str], *, wanted: str = "job") -> None:
         self.provider = provider
         self.reasons = reasons
         listed = "; ".join(f"{path}: {reason}" for path, reason in reasons.items())
         super().__init__(
-            f"{provider} refuses this job ({listed})",
-            fix="change these fields, or choose another provider (tuneport plan --provider all)",
+            f"{provider} refuses this {wanted} ({listed})",
+            fix="change these fields, or choose another provider (tuneport plan --provider all)" if wanted == "job" else "change these",
         )
 
 

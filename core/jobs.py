@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tuneport.core.errors import JobFailedError, TuneportError
+from tuneport.core.errors import JobFailedError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState
 from tuneport.core.ledger import JobRecord, Transition
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress
@@ -41,12 +41,28 @@ class TunedModel:
     _engine: Engine
     _record: JobRecord
 
-    def chat(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
-        """Answer the requests with greedy decoding; replies come in any order, each with its request's id.
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 256) -> ChatReply:
+        """The answer to one conversation, with greedy decoding; the same on every provider.
+
+        Raises ProviderError when there is no answer (``ChatReply.error`` is then its reason), and what ``answer`` raises.
+        """
+        reply = next(iter(self.answer([ChatRequest("1", messages, max_tokens)])))
+        if reply.error:
+            raise ProviderError(f"{self.call_as} at {self.provider} gave no answer: {reply.error}", fix="change the question, or try again")
+        return reply
+
+    def answer(self, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
+        """Answer many requests; replies come in any order, each with its request's id, and its own error.
 
         Raises CredentialsError or ProviderError when the provider cannot be used at all, or offers no chat.
         """
-        return offered(self._engine.provider_of(self._record), "chat").chat(self.name, requests)
+        return offered(self._engine.provider_of(self._record), "chat").chat(self.call_as, requests)
+
+    @property
+    def call_as(self) -> str:
+        """What to call: a deployment of the model where the ledger knows one that serves, else the model's own name."""
+        found = self._engine.deployments.serving(self._record.id)
+        return found.call_as if found is not None and found.call_as else self.name
 
 
 class Job:

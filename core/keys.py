@@ -16,14 +16,19 @@ def new_job_id() -> str:
     return "j-" + _random(6)
 
 
-def new_key(job_id: str) -> str:
-    """The idempotency key of a job, e.g. ``tp-7f3k2a-x9k3m2qa``; stored with the intent, before anything is sent.
+def new_deployment_id() -> str:
+    """A fresh id such as ``d-7f3k2a``; see ``new_job_id``."""
+    return "d-" + _random(6)
 
-    It holds the job's id, so that a person finds the job at the vendor, and 40 random bits more, because several
+
+def new_key(job_id: str) -> str:
+    """The idempotency key of a job or deployment, e.g. ``tp-7f3k2a-x9k3m2qa``; stored with the intent, before anything is sent.
+
+    It holds the id, so that a person finds the thing at the vendor, and 40 random bits more, because several
     ledgers may share one vendor account. 18 characters of [a-z0-9-] starting with a letter fit every vendor's place
     for it (tightest: Together's suffix of 40 characters, Fireworks' job id of 63).
     """
-    return f"tp-{job_id.removeprefix('j-')}-{_random(8)}"
+    return f"tp-{job_id[2:]}-{_random(8)}"
 
 
 def _random(length: int) -> str:

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from tuneport.core.data.facts import JobData
 from tuneport.core.data.rows import Row
+from tuneport.core.deployment import DeploymentRequest, RemoteDeployment, Tuned
 from tuneport.core.errors import ProviderError
 from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
 
 if TYPE_CHECKING:
+    from tuneport.core.deployment_plan import DeploymentPlan
     from tuneport.core.plan import Plan
     from tuneport.core.spec import JobSpec
 
@@ -63,6 +65,53 @@ class ChatReply:
     first_token_seconds: float | None = None
     batched: bool = False
     declined: bool = False
+
+
+@runtime_checkable
+class Deployer(Protocol):
+    """Deployments at one provider: what ``Provider.deployments`` gives where the vendor has them.
+
+    ``plan``, ``find``, ``poll`` and ``list_deployments`` read; only ``create`` makes something that bills. A ref, like that of a
+    job, carries the service's address or account where that is not the one of the environment.
+    """
+
+    modes: Mapping[str, str]  # ways of serving, by name, each with what it means; the first is the default
+    settle_seconds: float  # how long ``find`` may miss a deployment that was just made
+
+    def plan(self, tuned: Tuned, request: DeploymentRequest, stands_on: str | None = None) -> DeploymentPlan:
+        """How this tuned model would be served, and its price. ``stands_on`` is the ref of a deployment to share.
+
+        Raises RefusedError naming every part of the request that the provider cannot carry out (keys are the command line's
+        options), and ProviderError where the vendor says today that it does not serve this model.
+        """
+        ...
+
+    def create(self, plan: DeploymentPlan, key: str) -> RemoteDeployment:
+        """Make it. The only call that spends; never retried by itself; ``key`` travels with it. Does not wait until it serves.
+
+        After a definite refusal (verdict "no") nothing is left at the vendor that bills.
+        """
+        ...
+
+    def find(self, plan: DeploymentPlan, key: str) -> RemoteDeployment | None:
+        """The deployment that an earlier ``create`` with this key made, or None when there is none."""
+        ...
+
+    def poll(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        """Its present state; *undeployed* when the vendor has no such deployment (any more)."""
+        ...
+
+    def finish(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        """Do what could only be done once it runs (load the adapter, route requests), which costs nothing. Twice is harmless."""
+        ...
+
+    def remove(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        """Take it down as far as the vendor allows at this moment; call again until it is *undeployed*. Twice is harmless."""
+        ...
+
+    def list_deployments(self) -> Iterator[RemoteDeployment]:
+        """Every deployment of the account that stands, whoever made it."""
+        ...
 
 
 @runtime_checkable
@@ -130,6 +179,10 @@ class Provider(Protocol):
 
         What cannot be asked (no key, no network) becomes a warning with the code "online".
         """
+        ...
+
+    def deployments(self) -> Deployer:
+        """How this provider serves tuned models. In ``unoffered`` where a tuned model answers without being deployed."""
         ...
 
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:

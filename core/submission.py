@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from tuneport.core.errors import BudgetError, Fault, LedgerError, ProviderError, RefusedError, SpecError, TuneportError, UsageError
 from tuneport.core.job import JobState, RemoteJob
@@ -41,11 +41,12 @@ _LONG_AGO = 10  # settling times after which one look suffices
 RESUME_FIX = "finish it with: tuneport reconcile --yes"
 
 Sleep = Callable[[float], None]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What became of one unfinished submission.
+    """What became of one unfinished submission, or deployment.
 
     adopted      the provider had made it; it is recorded now
     resumed      it had not been made; it is made now
@@ -57,7 +58,7 @@ class Reconciled:
     busy         another process is submitting it
     """
 
-    job_id: str
+    job_id: str  # or a deployment's
     outcome: Literal["adopted", "resumed", "interrupted", "unsettled", "cancelled", "failed", "unreachable", "busy"]
     note: str = ""
 
@@ -150,22 +151,13 @@ class Submission:
     def _find(self, record: JobRecord, *, wait: bool) -> RemoteJob | None:
         called = record.create_called_at
         age = (self._ledger.now() - called).total_seconds() if called else 0.0
-        # Waits are counted, not read off a clock, so that a clock set wrong by another machine does no harm.
-        left = 0.0 if not wait or age > _LONG_AGO * self._settle_s else self._settle_s
-        pause = 1.0
-        while True:
-            found = retrying(lambda: self._provider.find(self._plan, record.key), attempts=3 if wait else 1, sleep=self._sleep)
-            if found is not None or left <= 0:
-                return found
-            pause = min(pause, left)
-            self._sleep(pause)
-            left, pause = left - pause, min(2 * pause, 15.0)
+        return looked_for(lambda: self._provider.find(self._plan, record.key), age, self._settle_s, self._sleep, wait=wait)
 
     def _upload(self, rows: OpenRows, record: JobRecord) -> None:
         try:
             files = retrying(lambda: self._provider.upload(self._plan, rows, record.key, self._on_progress), sleep=self._sleep)
         except TuneportError as error:
-            if _proves_nothing_made(error):
+            if proves_nothing_made(error):
                 self._ledger.ended_unmade(self._id, JobState.FAILED, f"not created: {error}")
             else:
                 self._ledger.note(self._id, f"upload failed: {error}")
@@ -180,7 +172,7 @@ class Submission:
             if verdict(error).kind == "rate_limit":
                 self._ledger.not_created(self._id, f"not created yet: {error}")
                 raise
-            if _proves_nothing_made(error):
+            if proves_nothing_made(error):
                 self._ledger.ended_unmade(self._id, JobState.FAILED, f"not created: {error}")
                 raise
             self._after_lost_reply(error)
@@ -216,6 +208,20 @@ class Submission:
         return record
 
 
+def looked_for(find: Callable[[], Found | None], age_s: float, settle_s: float, sleep: Sleep, *, wait: bool) -> Found | None:
+    """What ``find`` finds; with ``wait`` it is asked until the settling time is over, unless create was called (``age_s``) long ago."""
+    # Waits are counted, not read off a clock, so that a clock set wrong by another machine does no harm.
+    left = 0.0 if not wait or age_s > _LONG_AGO * settle_s else settle_s
+    pause = 1.0
+    while True:
+        found = retrying(find, attempts=3 if wait else 1, sleep=sleep)
+        if found is not None or left <= 0:
+            return found
+        pause = min(pause, left)
+        sleep(pause)
+        left, pause = left - pause, min(2 * pause, 15.0)
+
+
 def check_sources(ledger: Ledger, record: JobRecord) -> None:
     """Raises UsageError when a file that is still to be uploaded is gone or was changed since the job was submitted."""
     if record.uploads is not None:
@@ -232,6 +238,6 @@ def check_sources(ledger: Ledger, record: JobRecord) -> None:
             )
 
 
-def _proves_nothing_made(error: TuneportError) -> bool:
+def proves_nothing_made(error: TuneportError) -> bool:
     """Whether the error says that the provider did not, and will not, carry out the call."""
     return not isinstance(error, LedgerError) and verdict(error).kind == "no"

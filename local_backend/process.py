@@ -50,8 +50,10 @@ def _python_path() -> str:
     return os.pathsep.join(here + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p])
 
 
-def start_worker(job: JobDir) -> bool:
-    """Start a training worker on the job, in a session of its own so that it outlives us; False when one is at work already.
+def start_worker(job: JobDir, module: str = "tuneport.local_backend.train") -> bool:
+    """Start a worker (by default one that trains) on the job, in a session of its own so that it outlives us.
+
+    False when one is at work already.
 
     The lock is taken here and inherited by the worker, so that two starters never make two workers.
     """
@@ -64,7 +66,7 @@ def start_worker(job: JobDir) -> bool:
         job.clear_request()
         with job.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tuneport.local_backend.train", str(job.path)],
+                [sys.executable, "-m", module, str(job.path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -75,7 +77,7 @@ def start_worker(job: JobDir) -> bool:
             )
         job.set_worker(process.pid, attempt)
     except OSError as error:
-        raise ProviderError(f"the training worker cannot be started ({error})", fix="free memory or disk, then try again") from error
+        raise ProviderError(f"the worker cannot be started ({error})", fix="free memory or disk, then try again") from error
     finally:
         os.close(lock)
     # Reaps the worker if it ends before us; does not keep us alive.

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tuneport.core.data.rows import Row
-from tuneport.core.errors import CredentialsError, DataError, ProviderError
+from tuneport.core.deployment import DeploymentRequest
+from tuneport.core.errors import CredentialsError, DataError, ProviderError, RefusedError
 from tuneport.core.plan import FieldOutcome, Plan, PlanWarning, Upload
 from tuneport.core.secrets import redact
 from tuneport.providers.chat_records import row_fault
@@ -120,3 +121,22 @@ def mask_logs(*loggers: str) -> None:
     """Mask secrets in all that these loggers say from now on; calling it again changes nothing."""
     for name in loggers:
         logging.getLogger(name).addFilter(_MASK)
+
+
+# -- deployments -------------------------------------------------------------------------------------------------------
+
+
+def refuse_requested(
+    provider: str, modes: Mapping[str, str], mode: str, request: DeploymentRequest, stands_on: str | None, reasons: Mapping[str, str]
+) -> None:
+    """Raises RefusedError for every part of the request that is set and has a reason here ("" is none), all in one.
+
+    ``reasons`` maps fields of DeploymentRequest, and "on", to why the provider cannot carry them out.
+    """
+    found = {} if mode in modes else {"--mode": f"{mode!r} is not offered; offered: {', '.join(modes)}"}
+    for name, reason in reasons.items():
+        value = stands_on if name == "on" else getattr(request, name)
+        if value is not None and reason:
+            found[f"--{name.removesuffix('_s')}"] = reason
+    if found:
+        raise RefusedError(provider, found, wanted="deployment")

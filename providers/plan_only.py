@@ -11,7 +11,7 @@ from tuneport.core.data.facts import JobData
 from tuneport.core.errors import ProviderError
 from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
 from tuneport.core.plan import Plan, PlanWarning
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows
 from tuneport.core.spec import JobSpec
 
 Compile = Callable[[JobSpec, JobData, date | None], Plan]
@@ -83,6 +83,10 @@ class PlanOnly:
         """The plan with a warning that this vendor was not asked."""
         message = f"this version of tuneport does not ask {self.name} for its limits and prices; those of the catalogue hold"
         return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code="online", message=message))})
+
+    def deployments(self) -> Deployer:
+        """Raises ProviderError."""
+        self._refuse()
 
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:  # noqa: ARG002
         """Raises ProviderError."""

@@ -23,11 +23,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tuneport.core.data.facts import JobData
 from tuneport.core.data.rows import Row
-from tuneport.core.errors import CredentialsError, ProviderError, VendorClosedError
+from tuneport.core.deployment import DeploymentRequest, DeploymentState, RemoteDeployment, Tuned
+from tuneport.core.deployment_plan import DeploymentPlan
+from tuneport.core.errors import CredentialsError, ProviderError, RefusedError, VendorClosedError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import Plan, Upload
@@ -74,8 +76,9 @@ class FakeVendor:
 
     def __init__(self, path: Path | None, script: Iterable[str] = ("waiting", "training", "done"), list_lag: int = 0) -> None:
         self.path = path
-        self._books: dict[str, Any] = {"jobs": [], "files": {}, "calls": []}
+        self._books: dict[str, Any] = {"jobs": [], "files": {}, "calls": [], "deployments": []}
         self.script = list(script)  # the states that polls go through; the last one stays
+        self.deployment_word = "starting"  # the state of a deployment that does not serve yet
         self.list_lag = list_lag  # so many lookups do not show a new job yet
 
     @contextmanager
@@ -87,7 +90,7 @@ class FakeVendor:
         with self.path.open("a+") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             handle.seek(0)
-            books = json.loads(handle.read() or '{"jobs": [], "files": {}, "calls": []}')
+            books = json.loads(handle.read() or '{"jobs": [], "files": {}, "calls": [], "deployments": []}')
             yield books
             handle.seek(0)
             handle.truncate()
@@ -99,6 +102,13 @@ class FakeVendor:
         with self.open() as books:
             jobs: list[dict[str, Any]] = books["jobs"]
             return jobs
+
+    @property
+    def deployments(self) -> list[dict[str, Any]]:
+        """Every deployment ever made."""
+        with self.open() as books:
+            deployments: list[dict[str, Any]] = books["deployments"]
+            return deployments
 
     @property
     def calls(self) -> list[str]:
@@ -203,6 +213,11 @@ class FakeProvider:
     def online(self, plan: Plan) -> Plan:
         return plan
 
+    def deployments(self) -> FakeDeployer:
+        if "deployments" in self.unoffered:
+            raise not_offered(self, "deployments")
+        return FakeDeployer(self)
+
     def chat(self, model: str, requests: Iterable[ChatRequest]) -> Iterator[ChatReply]:
         for request in requests:
             yield ChatReply(request.id, f"{model}: {request.messages[-1]['content']}")
@@ -267,6 +282,76 @@ class FakeProvider:
             billed_usd=0.5 if done else None,
             tuned_model=f"model-of-{job['ref']}" if done else None,
         )
+
+
+class FakeDeployer:
+    """Deployments at the vendor "fake": two looks until they serve, two calls until they are gone; its calls take faults too."""
+
+    modes: ClassVar[Mapping[str, str]] = {"dedicated": "a GPU", "free": "nothing by the hour"}
+
+    def __init__(self, provider: FakeProvider) -> None:
+        self._provider = provider
+        self.settle_seconds = provider.settle_seconds
+
+    def plan(self, tuned: Tuned, request: DeploymentRequest, stands_on: str | None = None) -> DeploymentPlan:
+        if request.hardware:
+            raise RefusedError("fake", {"--hardware": "fake has one kind of GPU"})
+        mode = request.mode or "dedicated"
+        return DeploymentPlan(
+            provider="fake", model=tuned.model, mode=mode, operation="POST /deployments", payload={"model": tuned.model},
+            usd_per_hour=Range(low=4, high=6) if mode == "dedicated" else Range(low=0, high=0), price="test", stands_on=stands_on,
+        )  # fmt: skip
+
+    def create(self, plan: DeploymentPlan, key: str) -> RemoteDeployment:
+        with self._provider._call("deploy") as books:
+            made = {"ref": f"dep-{len(books['deployments'])}", "key": key, "model": plan.model, "looks": 0, "removals": 0, "hidden": 0}
+            books["deployments"].append(made | {"hidden": self._provider.vendor.list_lag})
+        return self._seen(made)
+
+    def find(self, plan: DeploymentPlan, key: str) -> RemoteDeployment | None:
+        with self._provider._call("find_deployment") as books:
+            for made in books["deployments"]:
+                if made["key"] == key:
+                    made["hidden"] -= 1
+                    if made["hidden"] < 0:
+                        return self._seen(made)
+        return None
+
+    def poll(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        with self._provider._call("poll_deployment") as books:
+            made = self._made(books, ref)
+            made["looks"] += 1
+            return self._seen(made)
+
+    def finish(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        with self._provider._call("finish_deployment") as books:
+            made = self._made(books, ref)
+            made["finished"] = True
+            return self._seen(made)
+
+    def remove(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
+        with self._provider._call("remove_deployment") as books:
+            made = self._made(books, ref)
+            made["removals"] += 1
+            return self._seen(made)
+
+    def list_deployments(self) -> Iterator[RemoteDeployment]:
+        with self._provider._call("list_deployments") as books:
+            yield from [self._seen(made) for made in books["deployments"] if made["removals"] < 2]
+
+    def _made(self, books: dict[str, Any], ref: str) -> dict[str, Any]:
+        return next(made for made in books["deployments"] if made["ref"] == ref)
+
+    def _seen(self, made: dict[str, Any]) -> RemoteDeployment:
+        ref, removals = made["ref"], made["removals"]
+        if removals:
+            state = DeploymentState.UNDEPLOYED if removals > 1 else DeploymentState.UNDEPLOYING
+            return RemoteDeployment(ref, state, "gone" if removals > 1 else "going")
+        if made["looks"] < 2 or not made.get("finished"):
+            raw = self._provider.vendor.deployment_word
+            state = DeploymentState.FAILED if raw == "broken" else DeploymentState.DEPLOYING
+            return RemoteDeployment(ref, state, raw, unfinished=made["looks"] >= 2)
+        return RemoteDeployment(ref, DeploymentState.READY, "up", call_as=f"{made['model']}#{ref}")
 
 
 def make_spec(folder: Path, **fields: Any) -> JobSpec:

@@ -14,7 +14,6 @@ pytest.importorskip("openai")
 import tuneport as tp
 from tuneport.advisor.intake import load_intake
 from tuneport.core.errors import RefusedError
-from tuneport.core.provider import ChatRequest
 from tuneport.providers.conformance.openai_vendor import OpenAIVendor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +54,7 @@ def test_plan_submit_wait_chat_and_list(spec: tp.JobSpec, vendor: OpenAIVendor) 
     assert job.ref is not None and [j.id for j in tp.jobs()] == [job.id]
     vendor.set_state(job.ref, "succeeded")
     job.wait()
-    reply = next(iter(job.model.chat([ChatRequest("a", [{"role": "user", "content": "2 + 2?"}])])))
+    reply = job.model.chat([{"role": "user", "content": "2 + 2?"}])
     assert reply.error == "" and reply.text
     assert job.record.billed_tokens
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import pytest
@@ -23,6 +23,7 @@ from tuneport.core.provider import ChatRequest
 from tuneport.core.retry import verdict
 from tuneport.core.spec import JobSpec
 from tuneport.providers.bedrock.client import BedrockProvider
+from tuneport.providers.bedrock.deployments import STATES as DEPLOYMENT_STATES
 from tuneport.providers.bedrock.errors import CODES, mapped
 from tuneport.providers.bedrock.records import RECORDS
 from tuneport.providers.bedrock.states import STATES
@@ -62,6 +63,8 @@ class TestBedrock(ProviderConformance):
     vendor_class = BedrockVendor
     states = STATES
     records = RECORDS
+    deployment_states = DEPLOYMENT_STATES
+    serving: ClassVar[Mapping[str, str]] = {"on-demand": "Active", "provisioned": "InService"}
     sdk_modules = ("botocore.exceptions", "botocore.parsers", "boto3.exceptions", "s3transfer.exceptions")
     key_variable = "AWS_ACCESS_KEY_ID"
     unbilled = "GetModelCustomizationJob tells no tokens and no price; the bill is in AWS Cost Explorer"

@@ -25,6 +25,7 @@ from tuneport.providers.conformance.faults import lost_replies, refusal, reset  
 from tuneport.providers.conformance.fireworks_vendor import FireworksVendor, weights_of  # noqa: E402
 from tuneport.providers.conformance.suite import ProviderConformance  # noqa: E402
 from tuneport.providers.fireworks import datasets, signed  # noqa: E402
+from tuneport.providers.fireworks.deployments import STATES as DEPLOYMENT_STATES  # noqa: E402
 from tuneport.providers.fireworks.errors import mapped  # noqa: E402
 from tuneport.providers.fireworks.records import RECORDS  # noqa: E402
 from tuneport.providers.fireworks.states import STATES, metric_events, remote_job  # noqa: E402
@@ -41,6 +42,8 @@ class Setup(Conformance):
     vendor_class = FireworksVendor
     states = STATES
     records = RECORDS
+    deployment_states = DEPLOYMENT_STATES
+    serving: ClassVar[Mapping[str, str]] = {"merge": "READY", "addon": "READY"}
     sdk_modules = ("fireworks", "fireworks.lib.dataset_upload")
     key_variable = "FIREWORKS_API_KEY"
     provider_options: ClassVar[Mapping[str, Any]] = {"sleep": lambda _seconds: None}
@@ -72,6 +75,9 @@ class Setup(Conformance):
 
     def ref_of(self, made: str) -> str:
         return made if "/" in made else f"accounts/acme/supervisedFineTuningJobs/{made}"
+
+    def deployment_of(self, ref: str) -> str:
+        return ref.partition("@")[0]
 
     def map_error(self, error: Exception) -> TuneportError:
         return mapped(error)

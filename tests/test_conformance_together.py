@@ -24,6 +24,7 @@ from tuneport.providers.conformance.suite import Bench, ProviderConformance  # n
 from tuneport.providers.conformance.together_vendor import STEPS, TogetherVendor  # noqa: E402
 from tuneport.providers.exchange import filled  # noqa: E402
 from tuneport.providers.together.client import TogetherProvider, suffix  # noqa: E402
+from tuneport.providers.together.deployments import STATES as DEPLOYMENT_STATES  # noqa: E402
 from tuneport.providers.together.errors import mapped  # noqa: E402
 from tuneport.providers.together.records import RECORDS  # noqa: E402
 from tuneport.providers.together.states import STATES, hub_export, job_events, remote_job  # noqa: E402
@@ -37,6 +38,8 @@ class TestTogether(ProviderConformance):
     vendor_class = TogetherVendor
     states = STATES
     records = RECORDS
+    deployment_states = DEPLOYMENT_STATES
+    serving: ClassVar[Mapping[str, str]] = {"dedicated": "DEPLOYMENT_STATE_READY"}
     sdk_modules = ("together", "together._response", "together.lib.types.error", "together.lib.resources.files")
     key_variable = "TOGETHER_API_KEY"
     provider_options: ClassVar[Mapping[str, Any]] = {"sleep": lambda _seconds: None}
@@ -58,6 +61,9 @@ class TestTogether(ProviderConformance):
 
     def expected_body(self, plan: Plan, files: Mapping[str, str], key: str) -> dict[str, Any]:
         return filled(plan.payload, files, "Together") | {"suffix": suffix(plan, key)}
+
+    def deployment_of(self, ref: str) -> str:
+        return ref.rpartition("/")[2]
 
     def map_error(self, error: Exception) -> TuneportError:
         return mapped(error)
@@ -205,7 +211,7 @@ def test_the_address_in_the_spec_travels_with_ref_and_model(bench: Bench, monkey
     assert job.ref == f"{bench.vendor.made[0].ref}@{address}"
     bench.vendor.set_state(bench.vendor.made[0].ref, "completed")
     assert job.refresh().state is JobState.SUCCEEDED
-    (reply,) = job.model.chat([ChatRequest("0", [{"role": "user", "content": "hello"}])])
+    reply = job.model.chat([{"role": "user", "content": "hello"}])
     assert "hello" in reply.text
     assert bench.provider.checkpoints(job.ref)[0].model.endswith(f":10@{address}")
 

@@ -24,7 +24,6 @@ from tuneport.core.job import JobState
 from tuneport.core.ledger import Step
 from tuneport.core.money import Range
 from tuneport.core.plan import FieldOutcome
-from tuneport.core.provider import ChatRequest
 from tuneport.core.spec import Budget
 from tuneport.tests.engine_bench import Bench
 from tuneport.tests.fake_provider import make_plan, make_spec
@@ -49,7 +48,7 @@ def test_a_job_from_submission_to_its_model(bench: Bench) -> None:
     assert [event.id for update in updates for event in update.events] == ["ev-0", "ev-1", "ev-2"]
     assert [event.metrics["loss"] for event in job.events()] == [2.0, 1.9, 1.8]
     assert [change.state.value for change in job.history()] == ["submitting", "queued", "running", "succeeded"]
-    assert next(job.model.chat([ChatRequest("1", [{"role": "user", "content": "hi"}])])).text == "model-of-ft-0: hi"
+    assert job.model.chat([{"role": "user", "content": "hi"}]).text == "model-of-ft-0: hi"
     assert job.spec == bench.spec
     assert job.plan == bench.plan
     assert any("loss=1.9" in line for line in job.logs())

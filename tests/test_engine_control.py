@@ -195,7 +195,7 @@ def test_what_the_provider_does_not_offer_is_refused_with_its_reason_and_without
         lambda: list(running.events()),
         done.delete,
         lambda: done.download(file_bench.folder),
-        lambda: list(done.model.chat([ChatRequest("1", [])])),
+        lambda: list(done.model.answer([ChatRequest("1", [])])),
         paused.resume,
     ):
         with pytest.raises(ProviderError, match="the fake vendor never thought of it") as caught:
@@ -214,7 +214,7 @@ def test_a_job_is_reached_where_it_was_sent(bench: Bench) -> None:
     job.checkpoints()
     bench.engine.reconcile()
     job.wait()
-    list(job.model.chat([ChatRequest("1", [{"role": "user", "content": "hi"}])]))
+    job.model.chat([{"role": "user", "content": "hi"}])
     job.download(bench.folder / "weights")
     job.delete()
     assert bench.reached_by

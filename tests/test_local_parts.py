@@ -208,7 +208,7 @@ def test_jobs_lie_beside_the_ledger(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_a_key_cannot_leave_the_jobs_folder(tmp_path: Path) -> None:
-    provider = LocalProvider(tmp_path)
+    provider = LocalProvider(jobs=tmp_path)
     plan: object = json.loads("{}")
     for key in ("../x", "a/b", "", ".hidden"):
         with pytest.raises(UsageError):

@@ -47,7 +47,7 @@ class Bench:
 
     @property
     def provider(self) -> LocalProvider:
-        return LocalProvider(self.folder / "jobs")
+        return LocalProvider(jobs=self.folder / "jobs")
 
     def plan(self, **training: Any) -> Plan:
         document = {

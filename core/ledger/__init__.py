@@ -4,10 +4,11 @@
     locks.py        claims on a job that end with the process that holds them
     tables.py       the schema;  migrations/  how older ledgers get there (alembic)
     records.py      what is read back
-    store.py        Ledger: every read and write
+    store.py        Ledger: every read and write of jobs
+    deployments.py  and of deployments (``Ledger.deployments``)
 """
 
-from tuneport.core.ledger.records import JobRecord, Step, Transition
+from tuneport.core.ledger.records import DeploymentChange, DeploymentRecord, JobRecord, Step, Transition
 from tuneport.core.ledger.store import Ledger
 
-__all__ = ["JobRecord", "Ledger", "Step", "Transition"]
+__all__ = ["DeploymentChange", "DeploymentRecord", "JobRecord", "Ledger", "Step", "Transition"]

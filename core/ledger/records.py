@@ -8,6 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from tuneport.core.deployment import DeploymentState
 from tuneport.core.errors import MissingExtraError, TuneportError
 from tuneport.core.job import JobState
 from tuneport.core.retry import verdict
@@ -81,10 +82,7 @@ class JobRecord:
 
         E.g. ``seen 4 min ago, vendor unreachable: <why>``; ``unread`` makes the part behind the comma.
         """
-        if self.state.terminal or self.read_error is None:
-            return ""
-        seen = f"seen {_ago((now - self.last_seen_at).total_seconds())} ago" if self.last_seen_at else "never seen"
-        return f"{seen}, {self.read_error}"
+        return "" if self.state.terminal else _freshness(self.last_seen_at, self.read_error, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +91,76 @@ class Transition:
 
     at: datetime
     state: JobState
+    raw_state: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentRecord:
+    """A deployment as the ledger knows it. Moments are timezone-aware; None means unknown or not yet."""
+
+    id: str
+    key: str
+    job_id: str
+    provider: str
+    model: str
+    mode: str
+    state: DeploymentState
+    raw_state: str
+    step: Step
+    ref: str | None
+    call_as: str | None
+    message: str
+    low_usd_per_hour: float | None
+    high_usd_per_hour: float | None
+    committed_hours: float
+    may_idle: bool
+    stands_on: str | None
+    created_at: datetime
+    updated_at: datetime
+    create_called_at: datetime | None
+    ready_at: datetime | None
+    last_seen_at: datetime | None
+    read_error_at: datetime | None
+    read_error: str | None
+    expires_at: datetime | None
+    undeploy_requested_at: datetime | None
+    ended_at: datetime | None
+
+    @property
+    def usd_per_hour(self) -> Range | None:
+        """Price while it runs at its largest, in USD; None when it is unknown."""
+        return _range(self.low_usd_per_hour, self.high_usd_per_hour)
+
+    def cost_usd(self, at: datetime) -> Range | None:
+        """What it has cost until ``at``, in USD; None when its price is unknown.
+
+        From the create call at most, from the first answer at least; not at all where it may have idled; no less than what
+        was committed to.
+        """
+        from tuneport.core.money import Range  # noqa: PLC0415 - see _range
+
+        price, began = self.usd_per_hour, self.create_called_at
+        if price is None:
+            return None
+        if began is None or self.state is DeploymentState.REFUSED:
+            return Range(low=0, high=0)
+        until = min(at, self.ended_at) if self.ended_at else at
+        most = max((until - began).total_seconds() / 3600, 0.0)
+        least = 0.0 if self.may_idle or self.ready_at is None else max((until - self.ready_at).total_seconds() / 3600, 0.0)
+        return price * Range(low=max(least, self.committed_hours), high=max(most, least, self.committed_hours))
+
+    def freshness(self, now: datetime) -> str:
+        """As ``JobRecord.freshness``."""
+        return _freshness(self.last_seen_at, self.read_error, now) if self.state.standing else ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentChange:
+    """One change of a deployment's state, or something that was asked for; then the state is the one before."""
+
+    at: datetime
+    state: DeploymentState
     raw_state: str
     note: str
 
@@ -109,6 +177,13 @@ def _range(low: float | None, high: float | None) -> Range | None:
     from tuneport.core.money import Range  # noqa: PLC0415 - loads pydantic, which listing jobs does not need
 
     return None if low is None or high is None else Range(low=low, high=high)
+
+
+def _freshness(last_seen_at: datetime | None, read_error: str | None, now: datetime) -> str:
+    if read_error is None:
+        return ""
+    seen = f"seen {_ago((now - last_seen_at).total_seconds())} ago" if last_seen_at else "never seen"
+    return f"{seen}, {read_error}"
 
 
 def _ago(seconds: float) -> str:

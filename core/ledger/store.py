@@ -16,6 +16,7 @@ from tuneport.core.errors import LedgerError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.keys import new_key
 from tuneport.core.ledger.database import WRITES, ledger_errors, open_database
+from tuneport.core.ledger.deployments import DeploymentStore
 from tuneport.core.ledger.locks import Locks, StillHeld
 from tuneport.core.ledger.records import JobRecord, Step, Transition
 from tuneport.core.ledger.tables import checkpoints, events, jobs, transitions
@@ -50,6 +51,7 @@ class Ledger:
         self.now = now
         self._locks = locks
         self._writer = engine.execution_options(**{WRITES: True})
+        self.deployments = DeploymentStore(name, self._read, self._write, lambda: self.now())  # noqa: PLW0108 -- a test may set it
 
     @classmethod
     def open(cls, location: str | Path | None = None, *, create: bool = True, now: Callable[[], datetime] = _utc_now) -> Ledger:

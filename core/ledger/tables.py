@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -120,4 +121,51 @@ checkpoints = Table(
     Column("step", Integer, primary_key=True, autoincrement=False),
     Column("model", Text, nullable=False),  # what to call, or to continue from
     Column("metrics", JSON, nullable=False),
+)
+
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("key", String(64), nullable=False, unique=True),  # the idempotency key that travels to the vendor
+    Column("job_id", String(16), ForeignKey("jobs.id"), nullable=False),
+    Column("provider", String(64), nullable=False),
+    Column("model", Text, nullable=False),  # the tuned model, as the vendor calls it
+    Column("mode", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("raw_state", Text, nullable=False),
+    Column("step", String(16), nullable=False),  # records.Step, without *uploaded*
+    Column("ref", Text),
+    Column("call_as", Text),
+    Column("message", Text, nullable=False),
+    Column("low_usd_per_hour", Float),  # both NULL: unknown
+    Column("high_usd_per_hour", Float),
+    Column("committed_hours", Float, nullable=False),
+    Column("may_idle", Boolean, nullable=False),
+    Column("stands_on", String(16), ForeignKey("deployments.id")),  # the deployment that it shares
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("create_called_at", UtcDateTime),  # set just before Deployer.create
+    Column("ready_at", UtcDateTime),  # first seen serving
+    Column("last_seen_at", UtcDateTime),
+    Column("read_error_at", UtcDateTime),
+    Column("read_error", Text),
+    Column("expires_at", UtcDateTime),  # when it shall be undeployed; NULL: never by itself
+    Column("undeploy_requested_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),  # seen gone, or refused
+    Column("plan", JSON, nullable=False),
+    Index("ix_deployments_state", "state", "created_at", "id"),
+    Index("ix_deployments_job_id", "job_id", "created_at", "id"),
+)
+
+deployment_changes = Table(
+    "deployment_changes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("deployment_id", String(16), ForeignKey("deployments.id"), nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("raw_state", Text, nullable=False),
+    Column("note", Text, nullable=False),
+    Index("ix_deployment_changes_deployment_id", "deployment_id", "id"),
 )

@@ -19,11 +19,12 @@ from tuneport.core.data.facts import JobData
 from tuneport.core.errors import CredentialsError, ProviderError, RefusedError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.plan import Plan, PlanWarning
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
 from tuneport.providers.bedrock import converse, models, storage
 from tuneport.providers.bedrock.aws import TIMEOUT_S, Aws, boto, region_of
 from tuneport.providers.bedrock.compile import compile_plan
+from tuneport.providers.bedrock.deployments import BedrockDeployer
 from tuneport.providers.bedrock.errors import code_of, translated, unreadable
 from tuneport.providers.bedrock.states import PHASES, job_events, raw_state, remote_job
 from tuneport.providers.bedrock.storage import Place
@@ -218,6 +219,10 @@ class BedrockProvider:
         return removed + [f"file {place.uri}" for place in _left_behind(s3, job) if storage.remove(s3, place)]
 
     # Using
+
+    def deployments(self) -> Deployer:
+        """Serving on demand, or by provisioned throughput."""
+        return BedrockDeployer(self._aws, self._at)
 
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
         """Answer requests through Converse, a few at once, with a base model or with a deployment of a tuned one.

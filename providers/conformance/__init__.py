@@ -5,7 +5,7 @@
     faults     what can go wrong with one request
     suite      ``ProviderConformance``, the tests that every provider must pass
     bench      what a provider's test supplies, and what each test works with
-    lifecycle, exactly_once, refusals    the suite's tests by subject
+    lifecycle, exactly_once, refusals, deploying    the suite's tests by subject
     process    a client in a process of its own, that can be killed at any request
     sdk        the exception classes of a vendor's SDK
     *_vendor   one stateful fake per vendor, in its wire format, so that the vendor's own SDK is the client

@@ -29,6 +29,8 @@ class BedrockVendor(AwsAccount):
         "InProgress/validation NotStarted", "InProgress/validation", "InProgress/training", "InProgress/training Completed", "Completed",
     )
     submission_routes = ("model", "head", "upload", "create")
+    deployment_routes = ("deploy",)
+    removal_routes = ("undeploy", "deployment")
 
     def __init__(self, folder: Path | None = None) -> None:
         super().__init__(folder)
@@ -38,6 +40,7 @@ class BedrockVendor(AwsAccount):
             "amazon.titan-text-express-v1:0:8k": _model("amazon.titan-text-express-v1:0:8k", "FINE_TUNING", "CONTINUED_PRE_TRAINING"),
             "meta.llama3-1-8b-instruct-v1:0:128k": _model("meta.llama3-1-8b-instruct-v1:0:128k", "FINE_TUNING", status="LEGACY"),
         }
+        self.quota_zero = False  # whether the account may have no deployment at all
         self.deploys = True  # whether a finished model is served at once, as if somebody had deployed it
 
     def key_of(self, body: Mapping[str, Any]) -> str | None:
@@ -186,15 +189,65 @@ class BedrockVendor(AwsAccount):
         """DeleteCustomModel; one that is deployed by hand stays."""
         model = self._custom(request.params["model"])
         with self.books() as books:
-            if model.get("held"):
+            if model.get("held") or any(entry["modelArn"] == model["modelArn"] for entry in books.get("deployments", {}).values()):
                 raise VendorError(400, "The custom model has active deployments.", "ConflictException")
             del books["models"][model["modelArn"]]
         return {}
+
+    # Deployments
+
+    def set_deployment(self, ref: str, raw: str) -> None:
+        """Bring a deployment or a throughput into a state."""
+        with self.books() as books:
+            entry = books["deployments"][ref]
+            entry["status"] = raw
+            if raw == "Failed":
+                entry["failureMessage"] = "There is no capacity for this model in the region at the moment."
+
+    @property
+    def billing(self) -> list[str]:
+        """Every deployment and throughput that stands."""
+        return list(self.snapshot().get("deployments", {}))
+
+    @route("POST", "/model-customization/custom-model-deployments", "deploy")
+    def create_deployment(self, request: Request) -> Reply:
+        """CreateCustomModelDeployment; a repeated token gives the deployment that it has made."""
+        body = request.json()
+        return self._deploy(body, body["modelDeploymentName"], body["modelArn"], "custom-model-deployment", "customModelDeploymentArn", 202)
+
+    @route("GET", "/model-customization/custom-model-deployments/{id...}", "deployment")
+    def get_deployment(self, request: Request) -> dict[str, Any]:
+        """GetCustomModelDeployment, by ARN or name."""
+        return _timed(self._deployment(request.params["id"], "customModelDeploymentArn"))
+
+    @route("DELETE", "/model-customization/custom-model-deployments/{id...}", "undeploy")
+    def delete_deployment(self, request: Request) -> dict[str, Any]:
+        """DeleteCustomModelDeployment."""
+        return self._undeploy(request.params["id"], "customModelDeploymentArn")
+
+    @route("POST", "/provisioned-model-throughput", "deploy")
+    def create_throughput(self, request: Request) -> Reply:
+        """CreateProvisionedModelThroughput."""
+        body = request.json()
+        return self._deploy(body, body["provisionedModelName"], body["modelId"], "provisioned-model", "provisionedModelArn", 201)
+
+    @route("GET", "/provisioned-model-throughput/{id...}", "deployment")
+    def get_throughput(self, request: Request) -> dict[str, Any]:
+        """GetProvisionedModelThroughput, by ARN or name."""
+        return _timed(self._deployment(request.params["id"], "provisionedModelArn"))
+
+    @route("DELETE", "/provisioned-model-throughput/{id...}", "undeploy")
+    def delete_throughput(self, request: Request) -> dict[str, Any]:
+        """DeleteProvisionedModelThroughput."""
+        return self._undeploy(request.params["id"], "provisionedModelArn")
 
     @route("GET", "/model-customization/custom-model-deployments", "deployments")
     def deployments(self, request: Request) -> dict[str, Any]:
         """ListCustomModelDeployments."""
         arn = request.query.get("modelArnEquals", "")
+        own = self._standing("customModelDeploymentArn", request)
+        if own or not arn:
+            return {"modelDeploymentSummaries": own}
         if not self.deploys or arn not in self._books.get("models", {}):
             return {"modelDeploymentSummaries": []}
         deployment = f"arn:aws:bedrock:{REGION}:{ACCOUNT}:custom-model-deployment/{_digest(arn)}"
@@ -202,9 +255,9 @@ class BedrockVendor(AwsAccount):
         return {"modelDeploymentSummaries": [_timed({**entry, "createdAt": 1_795_000_000})]}
 
     @route("GET", "/provisioned-model-throughputs", "throughputs")
-    def throughputs(self, request: Request) -> dict[str, Any]:  # noqa: ARG002
-        """ListProvisionedModelThroughputs: none."""
-        return {"provisionedModelSummaries": []}
+    def throughputs(self, request: Request) -> dict[str, Any]:
+        """ListProvisionedModelThroughputs."""
+        return {"provisionedModelSummaries": self._standing("provisionedModelArn", request)}
 
     @route("POST", "/model/{model}/converse", "chat")
     def converse(self, request: Request) -> dict[str, Any]:
@@ -212,12 +265,59 @@ class BedrockVendor(AwsAccount):
         body, model = request.json(), request.params["model"]
         if ":custom-model/" in model:
             raise VendorError(400, "Invocation of a custom model needs a deployment or Provisioned Throughput.", "ValidationException")
+        entry = self._books.get("deployments", {}).get(model)
+        if entry is not None and entry["status"] not in ("Active", "InService"):
+            raise VendorError(429, "The model is not ready for inference.", "ModelNotReadyException")
         text = body["messages"][-1]["content"][0]["text"]
         usage = {"inputTokens": len(text.split()) + 3, "outputTokens": 4, "totalTokens": len(text.split()) + 7}
         message = {"role": "assistant", "content": [{"text": f"about {text}"}]}
         return {"output": {"message": message}, "stopReason": "end_turn", "usage": usage, "metrics": {"latencyMs": 5}}
 
     # Inner parts
+
+    def _deploy(self, body: dict[str, Any], name: str, model: str, kind: str, arn_name: str, status: int) -> Reply:
+        with self.books() as books:
+            there = books.setdefault("deployments", {})
+            for entry in there.values():
+                if entry["token"] == body["clientRequestToken"]:
+                    return Reply({arn_name: entry["arn"]}, status)
+                if entry["name"] == name:
+                    raise VendorError(400, "The provided deployment name is currently in use.", "ValidationException")
+            if self.quota_zero:
+                raise VendorError(400, "The account's quota for this resource is 0: limit exceeded.", "ServiceQuotaExceededException")
+            self._custom(model)
+            arn = f"arn:aws:bedrock:{REGION}:{ACCOUNT}:{kind}/{_digest(name)}"
+            base = f"arn:aws:bedrock:{REGION}::foundation-model/{model.split('/')[1]}"
+            units = {"modelUnits": body.get("modelUnits", 1), "desiredModelUnits": body.get("modelUnits", 1)}
+            told = {"modelDeploymentName": name, "customModelDeploymentName": name, "createdAt": 1_795_000_000}
+            if kind == "provisioned-model":
+                times = {"creationTime": 1_795_000_000, "lastModifiedTime": 1_795_000_000}
+                told = {"provisionedModelName": name, "desiredModelArn": model, "foundationModelArn": base, **units, **times}
+            there[arn] = {arn_name: arn, "modelArn": model, "status": "Creating", **told, "arn": arn, "name": name,
+                          "token": body["clientRequestToken"]}  # fmt: skip
+        self.record_deployed(arn, body["clientRequestToken"], body)
+        return Reply({arn_name: arn}, status)
+
+    def _deployment(self, identifier: str, arn_name: str) -> dict[str, Any]:
+        for arn, entry in self._books.get("deployments", {}).items():
+            by_name = entry["name"] == identifier
+            if arn_name in entry and (arn == identifier or (by_name and self.shows(arn))):
+                found: dict[str, Any] = entry
+                return found
+        raise VendorError(404, "The specified deployment could not be found.", "ResourceNotFoundException")
+
+    def _undeploy(self, identifier: str, arn_name: str) -> dict[str, Any]:
+        entry = self._deployment(identifier, arn_name)
+        if entry["status"] == "Creating":
+            raise VendorError(400, "The deployment is being created.", "ConflictException")
+        with self.books() as books:
+            del books["deployments"][entry["arn"]]
+        return {}
+
+    def _standing(self, arn_name: str, request: Request) -> list[dict[str, Any]]:
+        arn, status = request.query.get("modelArnEquals"), request.query.get("statusEquals")
+        entries = [entry for entry in self._books.get("deployments", {}).values() if arn_name in entry]
+        return [_timed(e) for e in entries if arn in (None, e["modelArn"]) and status in (None, e["status"])]
 
     def _finish(self, books: dict[str, Any], job: dict[str, Any]) -> None:
         base = job["baseModelArn"].rpartition("/")[2]
@@ -258,7 +358,7 @@ def _timed(entry: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in entry.items():
         if name.endswith(("Time", "At")):
             shown[name] = _iso(value)
-        elif name not in ("held", "raw", "tags"):
+        elif name not in ("held", "raw", "tags", "arn", "name", "token"):
             shown[name] = _timed(value) if isinstance(value, dict) else value
     return shown
 

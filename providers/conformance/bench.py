@@ -16,10 +16,11 @@ import pytest
 
 from tuneport.core.data.load import load_job_data, open_rows
 from tuneport.core.data.rows import Row
+from tuneport.core.deployment import DeploymentRequest, DeploymentState
 from tuneport.core.engine import Engine, Job
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.job import JobState
-from tuneport.core.ledger import Ledger
+from tuneport.core.ledger import DeploymentRecord, Ledger
 from tuneport.core.plan import Plan, compile_for
 from tuneport.core.provider import Provider
 from tuneport.core.spec import JobSpec
@@ -69,6 +70,24 @@ class Bench:
         provider = self.provider
         return provider.create(self.plan, provider.upload(self.plan, self.rows, key), key).ref
 
+    def trained(self) -> Job:
+        """A job that has its model."""
+        job = self.submit()
+        self.vendor.set_state(self.vendor.made[-1].ref, self.vendor.script[-1])
+        return job.refresh()
+
+    def deployed(self, mode: str | None = None) -> DeploymentRecord:
+        """Deploy the model of the newest job, or of a new one."""
+        job = next(iter(self.engine.jobs(limit=1)), None) or self.trained()
+        deployments = self.engine.deployments
+        return deployments.deploy(job.id, deployments.plan(job.id, DeploymentRequest(mode=mode)))
+
+    def assert_one_deployment(self) -> None:
+        """Exactly one deployment was made, and the ledger knows it."""
+        (made,) = self.vendor.deployed
+        (record,) = self.engine.deployments.latest()
+        assert self.suite.deployment_of(record.ref or "") == made.ref and record.key == (made.key or record.key)
+
     def assert_one_job(self) -> None:
         """Exactly one job was made, and the ledger knows it."""
         (made,) = self.vendor.made
@@ -117,6 +136,10 @@ class Conformance(ABC):
     """Tests that fail because this provider lacks a part that its vendor offers: {name of the test: reason}."""
     never: ClassVar[Mapping[str, str]] = {}
     """Tests that can never pass here: {name of the test: reason}."""
+    deployment_states: ClassVar[Mapping[str, DeploymentState]] = {}
+    """Every word of the vendor for a deployment's state; empty where it has no deployments."""
+    serving: ClassVar[Mapping[str, str]] = {}
+    """{mode: the vendor's word for a deployment of this mode that serves}; every mode of the provider."""
     unbilled: ClassVar[str] = ""
     """Why the vendor's API tells neither billed tokens nor a price of a finished job; empty when it does."""
     today: ClassVar[date] = date(2026, 11, 22)
@@ -140,6 +163,10 @@ class Conformance(ABC):
     def ref_of(self, made: str) -> str:
         """The provider's ref of a job that the vendor made under this id."""
         return made
+
+    def deployment_of(self, ref: str) -> str:
+        """The vendor's id in the provider's ref of a deployment."""
+        return ref
 
     def sample_error(self, kind: type[Exception]) -> Exception:
         """An instance of one of the SDK's exception classes; the default knows the classes that Stainless generates."""
@@ -190,6 +217,17 @@ class Conformance(ABC):
         if "fault" in metafunc.fixturenames and "step" in metafunc.fixturenames:
             cases = [(route, fault) for route in (*routes, "list") for fault in (*lost_replies(), *unheard_requests())]
             metafunc.parametrize(("step", "fault"), cases, ids=[f"{step}: {fault}" for step, fault in cases])
+        elif "mode" in metafunc.fixturenames:
+            metafunc.parametrize("mode", self.serving)
+        elif "deploy_fault" in metafunc.fixturenames:
+            faults = (*lost_replies()[:1], *lost_replies()[3:], *unheard_requests()[:3])
+            steps = [(step, fault) for step in self.vendor_class.deployment_routes for fault in faults]
+            metafunc.parametrize(("deploy_step", "deploy_fault"), steps, ids=[f"{step}: {fault}" for step, fault in steps])
+        elif "deploy_after" in metafunc.fixturenames:
+            kills = [(step, after) for step in self.vendor_class.deployment_routes for after in (False, True)]
+            metafunc.parametrize(("deploy_step", "deploy_after"), kills)
+        elif "removal_step" in metafunc.fixturenames:
+            metafunc.parametrize("removal_step", self.vendor_class.removal_routes)
         elif "after" in metafunc.fixturenames:
             metafunc.parametrize(("step", "after"), [(route, after) for route in routes for after in (False, True)])
 

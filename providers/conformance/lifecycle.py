@@ -26,6 +26,7 @@ CALLS: Mapping[str, tuple[Any, ...]] = {
     "list_jobs": (),
     "download": ("ref", Path("weights")),
     "delete": ("ref",),
+    "deployments": (),
     "chat": ("model", ()),
 }
 """The calls of the protocol that a vendor may lack, with arguments that are good enough to be refused."""
@@ -63,7 +64,7 @@ class Lifecycle(Conformance):
         bench.assert_one_job()
         if "chat" not in bench.provider.unoffered:
             asked = [ChatRequest(str(n), [{"role": "user", "content": f"ticket {n}"}], max_tokens=16) for n in range(20)]
-            replies = {reply.id: reply for reply in job.model.chat(asked)}
+            replies = {reply.id: reply for reply in job.model.answer(asked)}
             assert sorted(replies, key=int) == [request.id for request in asked]
             for request in asked:
                 reply = replies[request.id]
@@ -77,7 +78,7 @@ class Lifecycle(Conformance):
         bench.vendor.set_state(bench.vendor.made[0].ref, bench.vendor.script[-1])
         bench.vendor.fault("chat", refusal(400, "This question breaks a rule"), nth=2)
         asked = [ChatRequest(str(n), [{"role": "user", "content": "ticket"}]) for n in range(4)]
-        replies = list(job.refresh().model.chat(asked))
+        replies = list(job.refresh().model.answer(asked))
         assert sorted(reply.id for reply in replies) == ["0", "1", "2", "3"]
         assert ["breaks a rule" in reply.error and not reply.text for reply in replies if reply.error] == [True]
 

@@ -2,7 +2,8 @@
 
     python -m tuneport.providers.conformance.process package.module:ProviderClass FOLDER
 
-submits the spec and plan that stand in FOLDER (``start`` writes them) over the ledger there, and prints the job's ref.
+submits the spec and plan that stand in FOLDER (``start`` writes them) over the ledger there, and prints the job's ref. Where a
+plan of a deployment stands there (``start_deploying``), it deploys the model of that job instead, and prints the deployment's ref.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tuneport.core.deployment_plan import DeploymentPlan
 from tuneport.core.plan import Plan
 from tuneport.core.provider import Provider
 from tuneport.core.spec import JobSpec
@@ -34,6 +36,18 @@ def start(target: str, folder: Path, spec: JobSpec, plan: Plan, environment: dic
     """Start a process that submits this plan once."""
     (folder / "spec.json").write_text(spec.model_dump_json())
     (folder / "plan.json").write_text(plan.model_dump_json())
+    return _process(target, folder, environment)
+
+
+def start_deploying(
+    target: str, folder: Path, job_id: str, plan: DeploymentPlan, environment: dict[str, str]
+) -> subprocess.Popen[str]:
+    """Start a process that deploys the model of a job in the folder's ledger once."""
+    (folder / "deployment.json").write_text(json.dumps({"job": job_id, "plan": plan.model_dump(mode="json")}))
+    return _process(target, folder, environment)
+
+
+def _process(target: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", __name__, target, str(folder)],
         env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
@@ -44,19 +58,24 @@ def start(target: str, folder: Path, spec: JobSpec, plan: Plan, environment: dic
 
 
 def main(target: str, folder: Path) -> None:
-    """Submit the plan in ``folder``."""
+    """Carry out the plan in ``folder``."""
     from tuneport.core.data.load import open_rows  # noqa: PLC0415 -- only in the process of its own
     from tuneport.core.engine import Engine  # noqa: PLC0415
     from tuneport.core.ledger import Ledger  # noqa: PLC0415
 
-    spec = JobSpec.model_validate(json.loads((folder / "spec.json").read_text()))
-    plan = Plan.model_validate_json((folder / "plan.json").read_text())
     provider = load_provider(target)
 
     def get_provider(_name: str, _options: Any = None) -> Provider:
         return provider
 
     engine = Engine(Ledger.open(folder / LEDGER), get_provider, lambda job: partial(open_rows, job))
+    if (folder / "deployment.json").exists():
+        wanted = json.loads((folder / "deployment.json").read_text())
+        record = engine.deployments.deploy(wanted["job"], DeploymentPlan.model_validate(wanted["plan"]))
+        sys.stdout.write(f"{record.ref}\n")
+        return
+    spec = JobSpec.model_validate(json.loads((folder / "spec.json").read_text()))
+    plan = Plan.model_validate_json((folder / "plan.json").read_text())
     sys.stdout.write(f"{engine.submit(spec, plan).ref}\n")
 
 

@@ -87,6 +87,10 @@ class FakeVendor(ABC):
     """The raw states that ``advance`` goes through; the last one is success."""
     submission_routes: ClassVar[tuple[str, ...]]
     """Names of the routes that a submission uses, in their order."""
+    deployment_routes: ClassVar[tuple[str, ...]] = ()
+    """Names of the routes that making a deployment uses, in their order; none where the vendor has no deployments."""
+    removal_routes: ClassVar[tuple[str, ...]] = ()
+    """Names of the routes that taking one down uses."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file = folder / "vendor.json" if folder else None
@@ -138,6 +142,15 @@ class FakeVendor(ABC):
     def key_of(self, body: Mapping[str, Any]) -> str | None:
         """The key of ours that travelled in the body of a create request."""
 
+    def set_deployment(self, ref: str, raw: str) -> None:
+        """Bring a deployment into a state; "line 3"'s counterpart is "no capacity": a failure says so."""
+        raise NotImplementedError(f"{type(self).__name__} has no deployments")
+
+    @property
+    def billing(self) -> list[str]:
+        """The ids of the deployments that stand now, and of whatever else was made for them and not taken down again."""
+        return []
+
     # What a test does and looks at
 
     @property
@@ -160,6 +173,12 @@ class FakeVendor(ABC):
         """Every job ever made, oldest first."""
         with self.books() as books:
             return [Made(**entry) for entry in copy.deepcopy(books["made"])]
+
+    @property
+    def deployed(self) -> list[Made]:
+        """Every deployment ever made, oldest first."""
+        with self.books() as books:
+            return [Made(**entry) for entry in copy.deepcopy(books.get("deployed", []))]
 
     def state(self, ref: str) -> str:
         """The raw state of a job."""
@@ -222,6 +241,19 @@ class FakeVendor(ABC):
         with self.books() as books:
             books["made"].append({"ref": ref, "key": self.key_of(body), "body": body})
             self._hidden[ref] = self.list_lag
+
+    def record_deployed(self, ref: str, key: str | None, body: dict[str, Any]) -> None:
+        """Write down that a deployment was made; it stays hidden from ``list_lag`` look-ups (``shows``)."""
+        with self.books() as books:
+            books.setdefault("deployed", []).append({"ref": ref, "key": key, "body": body})
+            self._hidden[ref] = self.list_lag
+
+    def shows(self, ref: str) -> bool:
+        """Whether a look-up shows this deployment now; each call counts as one look-up."""
+        if self._hidden.get(ref, 0) > 0:
+            self._hidden[ref] -= 1
+            return False
+        return True
 
     def listed(self) -> list[dict[str, Any]]:
         """The jobs that a listing shows now, newest first. Each call counts as one request for the list."""

@@ -19,6 +19,7 @@ Needs pytest, and the vendor's SDK. docs/conformance.md explains the parts.
 from __future__ import annotations
 
 from tuneport.providers.conformance.bench import Bench, substituted
+from tuneport.providers.conformance.deploying import Deploying
 from tuneport.providers.conformance.exactly_once import ExactlyOnce
 from tuneport.providers.conformance.lifecycle import Lifecycle
 from tuneport.providers.conformance.refusals import Refusals
@@ -27,5 +28,5 @@ from tuneport.providers.conformance.sdk import sample_error
 __all__ = ["Bench", "ProviderConformance", "sample_error", "substituted"]
 
 
-class ProviderConformance(Lifecycle, ExactlyOnce, Refusals):
+class ProviderConformance(Lifecycle, ExactlyOnce, Refusals, Deploying):
     """Subclass it in a test module under a name that begins with Test; ``bench.Conformance`` says what to supply."""

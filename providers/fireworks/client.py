@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,26 @@ from tuneport.core.asking import CONCURRENCY
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, RemoteJob
+from tuneport.core.options import FireworksOptions
 from tuneport.core.plan import Plan
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
 from tuneport.providers.exchange import filled, split
 from tuneport.providers.fireworks import datasets, inference, online, signed
 from tuneport.providers.fireworks.compile import compile_plan
-from tuneport.providers.fireworks.session import FAMILIES, PAGE, TIMEOUT_S, Api, Ref, exists_already, model_parts, session, status_of
+from tuneport.providers.fireworks.deployments import FireworksDeployer
+from tuneport.providers.fireworks.session import (
+    CONNECTIONS,
+    FAMILIES,
+    PAGE,
+    TIMEOUT_S,
+    Api,
+    Ref,
+    exists_already,
+    model_parts,
+    session,
+    status_of,
+)
 from tuneport.providers.fireworks.states import STATES, metric_events, model_name, remote_job
 
 TITLE = "Fireworks"
@@ -36,15 +50,19 @@ UNOFFERED: Mapping[str, str] = {
 class FireworksProvider:
     """Implements ``core.provider.Provider``. ``timeout_s`` bounds the wait for one answer; ``sleep`` is for tests.
 
-    Key and account come from FIREWORKS_API_KEY and FIREWORKS_ACCOUNT_ID (the account also from the spec or the ref),
-    the service's address from the spec, else from FIREWORKS_BASE_URL.
+    The key comes from FIREWORKS_API_KEY; account and address of the service from the plan or ref, else from ``options`` (those of
+    the spec), else from FIREWORKS_ACCOUNT_ID and FIREWORKS_BASE_URL.
     """
 
     name = "fireworks"
     settle_seconds = 0.0  # a job is found by its id
     unoffered: Mapping[str, str] = UNOFFERED
 
-    def __init__(self, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, options: FireworksOptions | None = None, *, timeout_s: float = TIMEOUT_S, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._account = options.account_id if options else None
+        self._address = options.base_url.rstrip("/") if options and options.base_url else None
         self._timeout_s, self._sleep = timeout_s, sleep
 
     def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
@@ -182,6 +200,10 @@ class FireworksProvider:
                 removed.append(f"model {name}")
             return removed + datasets.remove(api, job, place.id)
 
+    def deployments(self) -> Deployer:
+        """Deployments on GPUs, with the adapter merged in or beside others."""
+        return FireworksDeployer(self._open)
+
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
         """Answer requests on the deployment that the model stands on.
 
@@ -189,14 +211,16 @@ class FireworksProvider:
         """
         name, address = split(model)
         account = name.split("/")[1] if name.startswith("accounts/") and not name.startswith("accounts/fireworks/") else None
-        with session(account, address, timeout_s=self._timeout_s, connections=concurrency) as api:
+        with self._open(account, address, connections=concurrency) as api:
             yield from inference.answers(api, name, requests, self._sleep, concurrency)
 
     # Inner parts
 
-    def _session(self, ref: Ref | None = None) -> Any:
-        account, address = (ref.account, ref.address) if ref else (None, None)
-        return session(account, address, timeout_s=self._timeout_s)
+    def _session(self, ref: Ref | None = None) -> AbstractContextManager[Api]:
+        return self._open(*((ref.account, ref.address) if ref else (None, None)))
+
+    def _open(self, account: str | None, address: str | None, *, connections: int = CONNECTIONS) -> AbstractContextManager[Api]:
+        return session(account or self._account, address or self._address, timeout_s=self._timeout_s, connections=connections)
 
     @staticmethod
     def _document(api: Api, ref: Ref) -> dict[str, Any]:

@@ -22,8 +22,9 @@ from tuneport.core import errors
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import ProviderError, RefusedError, TuneportError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
+from tuneport.core.options import LocalOptions
 from tuneport.core.plan import Plan, PlanWarning
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows
 from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
 from tuneport.local_backend.config import TrainConfig
@@ -31,7 +32,9 @@ from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, ho
 from tuneport.local_backend.models import locate, packaged_name, require_training_stack
 from tuneport.local_backend.process import start_generation, start_worker
 from tuneport.local_backend.records import write_records
+from tuneport.providers.exchange import split
 from tuneport.providers.local.compile import compile_plan
+from tuneport.providers.local.deployments import LocalDeployer, answers
 
 MODEL_PREFIX = "local:"
 STATES: Mapping[str, JobState] = {
@@ -61,15 +64,18 @@ def jobs_folder() -> Path:
 
 
 class LocalProvider:
-    """Implements ``core.provider.Provider`` on this machine. ``jobs`` is the folder of the job folders."""
+    """Implements ``core.provider.Provider`` on this machine. ``jobs`` is the folder of the job folders.
+
+    ``options`` are those of the spec; device and precision hold for base models too, tuned ones have their own.
+    """
 
     name = "local"
     settle_seconds = 0.0
     reads_per_minute = float("inf")  # this machine's own disk
     unoffered: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, jobs: Path | None = None) -> None:
-        self._jobs = jobs
+    def __init__(self, options: LocalOptions | None = None, *, jobs: Path | None = None) -> None:
+        self._options, self._jobs = options or LocalOptions(), jobs
 
     # -- planning ------------------------------------------------------------------------------------------------------
 
@@ -244,12 +250,21 @@ class LocalProvider:
             os.close(lock)
         return [f"folder {path}"]
 
+    def deployments(self) -> Deployer:
+        """A server on loopback, in a process of its own."""
+        folder = self._root().parent / "deployments"
+        return LocalDeployer(folder, self._answering, self._options.gpu_usd_per_hour)
+
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:  # noqa: ARG002
         """Answer requests in a process of its own, batched and greedy; replies come while batches finish.
 
-        ``model`` is a base model, or ``local:`` and the folder or key of a finished job, or of any adapter. ``seconds`` of a
-        reply is the time its row spent in a batch, not a latency. Raises what the worker raised.
+        ``model`` is a base model, a deployment's name, or ``local:`` and the folder or key of a finished job, or of any adapter.
+        ``seconds`` of a reply is the time its row spent in a batch, not a latency. Raises what the worker raised.
         """
+        name, address = split(model)
+        if address is not None:  # a deployment of ours
+            yield from answers(name, address, requests)
+            return
         require_training_stack()
         settings = self._answering(model)
         with tempfile.TemporaryDirectory(prefix="tuneport-chat-") as folder:
@@ -318,15 +333,17 @@ class LocalProvider:
 
     def _answering(self, model: str) -> dict[str, Any]:
         """What the inference worker must load for this model."""
-        settings: dict[str, Any] = {"model": model, "adapter": None, "chat_template": None, "device": "auto", "dtype": "bf16"}
+        device, dtype = self._options.device or "auto", self._options.dtype or "bf16"
+        template = self._options.chat_template
+        settings: dict[str, Any] = {"model": model, "adapter": None, "chat_template": template, "device": device, "dtype": dtype}
         if not model.startswith(MODEL_PREFIX):
             if packaged_name(model) is None:
                 locate(model)  # a clear error now, rather than from the worker
             return settings
         folder = self._path(model.removeprefix(MODEL_PREFIX))
         adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
-        template = adapter / "chat_template.jinja"
-        settings["chat_template"] = str(template) if template.exists() else None
+        own = adapter / "chat_template.jinja"
+        settings["chat_template"] = str(own) if own.exists() else None
         if holds_model(adapter):  # full tuning
             return settings | _base_of(adapter) | {"model": str(adapter)}
         if not holds_adapter(adapter):

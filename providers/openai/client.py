@@ -25,7 +25,7 @@ from tuneport.core.errors import MissingExtraError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.options import OpenAIOptions
 from tuneport.core.plan import FieldOutcome, Plan, PlanWarning
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
 from tuneport.providers.openai.address import Address, split
 from tuneport.providers.openai.chat import Chat, UnknownModelError
@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "tuneport_key"
 """Where the job's key stands among the metadata; ``compile`` keeps one of the 16 places free for it."""
-UNOFFERED: Mapping[str, str] = {"download": "OpenAI gives no access to tuned weights"}
+UNOFFERED: Mapping[str, str] = {
+    "download": "OpenAI gives no access to tuned weights",
+    "deployments": "there is nothing to deploy: a tuned model answers under its own name at once, billed per token",
+}
 CONNECT_S = 10.0
 TIMEOUT_S = 60.0
 UPLOAD_S = 600.0
@@ -217,6 +220,10 @@ class OpenAIProvider:
         with self._client(address, CHAT_S, connections=concurrency) as client:
             chat = Chat(client, name, address.service)
             yield from ask_all(requests, chat.ask, concurrency=concurrency, fatal=(UnknownModelError,), sleep=self._sleep)
+
+    def deployments(self) -> Deployer:
+        """Raises ProviderError: there is nothing to deploy at OpenAI."""
+        raise not_offered(self, "deployments")
 
     def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:  # noqa: ARG002
         """Raises ProviderError: OpenAI gives no access to tuned weights."""

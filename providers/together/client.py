@@ -19,12 +19,13 @@ from tuneport.core.errors import CredentialsError, DataError, ProviderError, Tun
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.options import TogetherOptions
 from tuneport.core.plan import Plan
-from tuneport.core.provider import ChatReply, ChatRequest, OnProgress, OpenRows, not_offered
+from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
 from tuneport.providers.completions import streamed
 from tuneport.providers.exchange import at, filled, option, split
 from tuneport.providers.together import online
 from tuneport.providers.together.compile import compile_plan
+from tuneport.providers.together.deployments import TogetherDeployer
 from tuneport.providers.together.errors import lacks_endpoint, mapped, translated
 from tuneport.providers.together.files import belongs, upload_all
 from tuneport.providers.together.session import TIMEOUT_S, TITLE, document, listed, session
@@ -230,6 +231,10 @@ class TogetherProvider:
 
     # Using
 
+    def deployments(self) -> Deployer:
+        """Dedicated endpoints."""
+        return TogetherDeployer(self._session, self._address)
+
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = CONCURRENCY) -> Iterator[ChatReply]:
         """Answer requests with greedy decoding, a few at once. A tuned model answers only while an endpoint serves it.
 
@@ -304,7 +309,7 @@ class _Unserved(ProviderError):
     """No endpoint serves the model."""
 
     def __init__(self, model: str, error: TuneportError) -> None:
-        fix = "create a dedicated endpoint for it at Together (billed by the hour), and call it by the endpoint's name"
+        fix = "deploy it first, which bills by the hour: tuneport deploy"
         super().__init__(f"nothing at Together serves {model} ({error.what})", fix=fix, retry="no")
 
 

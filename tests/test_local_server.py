@@ -1,0 +1,207 @@
+"""The server on loopback, with the real openai client: adapters by name, streams, refusals; and as a deployment of its own."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if not all(find_spec(library) for library in ("torch", "peft", "openai")):
+    pytest.skip("the training libraries are not installed", allow_module_level=True)
+
+import openai
+
+from tuneport.core.deployment import DeploymentRequest, DeploymentState, RemoteDeployment, Tuned
+from tuneport.core.deployment_plan import DeploymentPlan
+from tuneport.core.errors import ProviderError, RefusedError
+from tuneport.core.options import LocalOptions
+from tuneport.core.provider import ChatRequest
+from tuneport.local_backend.server import Models, ServedModel, Server, ServerConfig, serve
+from tuneport.providers.local.client import LocalProvider
+from tuneport.tests.local_tiny import write_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
+ASK: Any = [{"role": "user", "content": "Grüße 🏔️?"}]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base and two adapters that answer differently."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from tuneport.local_backend.models import load_model
+
+    root = tmp_path_factory.mktemp("served")
+    base = write_model(root / "tiny")
+    for number, name in enumerate(("one", "two")):
+        model = get_peft_model(
+            load_model(str(base), dtype="fp32", device="cpu", training=False), LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+        )
+        torch.manual_seed(number)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.normal_(0, 0.5)
+        model.save_pretrained(str(root / "jobs" / name / "adapter"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> ServerConfig:
+    served = [ServedModel(name=name, adapter=str(folder / "jobs" / name / "adapter")) for name in ("one", "two")]
+    return ServerConfig(base=str(folder / "tiny"), device="cpu", dtype="fp32", models=(*served, ServedModel(name="base")))
+
+
+@pytest.fixture(scope="module")
+def port(config: ServerConfig) -> Iterator[int]:
+    with Server(0) as server:
+        server.models = Models(config)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def client(port: int) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_adapters_on_one_base_answer_by_their_names(client: openai.OpenAI, folder: Path) -> None:
+    assert [model.id for model in client.models.list()] == ["one", "two", "base"]
+    assert client.models.retrieve("two").owned_by == "tuneport"
+    texts: dict[str, str | None] = {}
+    for name in ("one", "two", "base", "one"):
+        answer = client.chat.completions.create(model=name, messages=ASK, max_tokens=12, temperature=0)
+        assert answer.usage is not None and answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+        assert texts.setdefault(name, answer.choices[0].message.content) == answer.choices[0].message.content
+    assert len(set(texts.values())) == 3
+    # The same as the batched decoder says, which measures them.
+    provider = LocalProvider(LocalOptions(device="cpu", dtype="fp32"), jobs=folder / "jobs")
+    (reply,) = provider.chat(str(folder / "tiny"), [ChatRequest("1", ASK, 12)])
+    assert reply.text == texts["base"]
+
+
+def test_a_stream_holds_the_same_text_as_the_whole_answer(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "one", "messages": ASK, "max_tokens": 40, "temperature": 0.7, "top_p": 0.9, "seed": 7}
+    whole = client.chat.completions.create(**settings)
+    chunks = list(client.chat.completions.create(**settings, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage and chunks[0].choices[0].delta.role == "assistant"
+    assert client.chat.completions.create(**settings).choices[0].message.content == whole.choices[0].message.content  # by the seed
+
+
+def test_a_stop_string_ends_the_answer_before_itself(client: openai.OpenAI) -> None:
+    settings: Any = {"model": "one", "messages": ASK, "max_tokens": 24, "temperature": 0}
+    text = client.chat.completions.create(**settings).choices[0].message.content or ""
+    stop = text[4:7]
+    chunks = client.chat.completions.create(**settings, stop=[stop], stream=True)
+    streamed = "".join(c.choices[0].delta.content or "" for c in chunks)
+    stopped = client.chat.completions.create(**settings, stop=stop).choices[0]
+    assert streamed == stopped.message.content == text.partition(stop)[0] and stopped.finish_reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("change", "says", "kind"),
+    [
+        ({"model": "three"}, "not served here; there are: one, two, base", openai.NotFoundError),
+        ({"n": 2}, "'n'", openai.BadRequestError),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "'tools' is not supported", openai.BadRequestError),
+        ({"logprobs": True}, "'logprobs' is not supported", openai.BadRequestError),
+        ({"max_tokens": 5000}, "exceed the model's 512", openai.BadRequestError),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "plain text", openai.BadRequestError),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)  # fmt: skip
+def test_what_it_cannot_carry_out_is_refused(client: openai.OpenAI, change: dict[str, Any], says: str, kind: type[Exception]) -> None:
+    for stream in (False, True):
+        with pytest.raises(kind, match=says):
+            client.chat.completions.create(**({"model": "one", "messages": ASK, "stream": stream} | change))
+
+
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "https://evil.example"}])
+def test_a_page_in_a_browser_gets_no_answer(port: int, headers: dict[str, str]) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/v1/models", headers=headers)
+    assert connection.getresponse().status == 403
+    connection.close()
+
+
+def test_one_answer_at_a_time_keeps_each_adapter_to_its_own(client: openai.OpenAI) -> None:
+    def ask(name: str) -> str | None:
+        return client.chat.completions.create(model=name, messages=ASK, max_tokens=8, temperature=0).choices[0].message.content
+
+    alone = {name: ask(name) for name in ("one", "two")}
+    found: list[tuple[str, str | None]] = []
+    threads = [threading.Thread(target=lambda name=name: found.append((name, ask(name)))) for name in ("one", "two") * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 6 and all(text == alone[name] for name, text in found)
+
+
+@pytest.mark.parametrize("limit", ["ttl_s", "idle_s"])
+def test_it_ends_by_itself_when_its_time_is_up(config: ServerConfig, limit: str) -> None:
+    ports: list[int] = []
+    serve(config.model_copy(update={limit: 0.1}), on_ready=ports.append)
+    assert len(ports) == 1
+
+
+# -- as a deployment ---------------------------------------------------------------------------------------------------
+
+
+def until(provider: LocalProvider, plan: DeploymentPlan, ref: str, wanted: DeploymentState) -> RemoteDeployment:
+    deadline = time.monotonic() + 120
+    while (seen := provider.deployments().poll(plan, ref)).state is not wanted:
+        assert time.monotonic() < deadline and seen.state is DeploymentState.DEPLOYING, seen
+        time.sleep(0.05)
+    return seen
+
+
+def test_deployed_killed_and_taken_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    provider = LocalProvider(LocalOptions(gpu_usd_per_hour=2.5), jobs=folder / "jobs")
+    deployer, tuned = provider.deployments(), Tuned(str(folder / "jobs" / "one"), f"local:{folder / 'jobs' / 'one'}", "tiny")
+    adapter = folder / "jobs" / "one" / "adapter" / "adapter_config.json"
+    adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": str(folder / "tiny")}))
+    with pytest.raises(RefusedError, match=r"--replicas.*--on.*tuneport serve"):
+        deployer.plan(tuned, DeploymentRequest(replicas=2), stands_on="d-1")
+    plan = deployer.plan(tuned, DeploymentRequest())
+    assert plan.usd_per_hour is not None and plan.usd_per_hour.high == 2.5
+    made = deployer.create(plan, "tp-aaaaaa-aaaaaaaa")
+    assert deployer.create(plan, "tp-aaaaaa-aaaaaaaa").ref == made.ref  # one key, one server
+    assert deployer.find(plan, "tp-bbbbbb-bbbbbbbb") is None
+    seen = until(provider, plan, made.ref, DeploymentState.READY)
+    assert seen.call_as is not None and [found.ref for found in deployer.list_deployments()] == [made.ref]
+    replies = {reply.id: reply for reply in provider.chat(seen.call_as, [ChatRequest("1", ASK, 8), ChatRequest("2", ASK, 9000)])}
+    assert replies["1"].text and replies["1"].completion_tokens and "exceed the model's 512" in replies["2"].error
+    assert not deployer.remove(plan, made.ref).state.standing
+    assert not deployer.remove(plan, made.ref).state.standing
+    with pytest.raises(ProviderError, match="tuneport deployments"):
+        list(provider.chat(seen.call_as, [ChatRequest("1", ASK)]))
+
+    killed = deployer.create(plan, "tp-dddddd-dddddddd")
+    broken = deployer.create(plan.model_copy(update={"payload": plan.payload | {"base": str(folder)}}), "tp-eeeeee-eeeeeeee")
+    pid = json.loads((Path(killed.ref) / "worker.json").read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 120
+    while deployer.poll(plan, killed.ref).state.standing:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    failed = until(provider, plan, broken.ref, DeploymentState.FAILED)
+    assert "no config.json" in failed.message
+    assert replace(deployer.remove(plan, broken.ref), message="").state is DeploymentState.UNDEPLOYED
