@@ -14,6 +14,7 @@ try:
     from tuneport.core import commands as core
     from tuneport.core.errors import DataError, SpecError, TuneportError
     from tuneport.providers import commands as providers
+    from tuneport.providers import deployment_commands as deployments
     from tuneport.providers import job_commands as jobs
 except KeyboardInterrupt:  # Ctrl-C while Python still starts
     sys.exit(130)
@@ -87,6 +88,7 @@ _COMMANDS = (
     core.check, providers.prepare, providers.plan,
     jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
     jobs.checkpoints, jobs.export, jobs.delete,
+    deployments.deploy, deployments.deployments, deployments.undeploy, deployments.serve, deployments.chat,
     measure.baseline, measure.evaluate, advisor.advise, advisor.compare,
     providers.providers, core.models, core.prices, providers.doctor, advisor.schema,
 )  # fmt: skip

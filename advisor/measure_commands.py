@@ -219,7 +219,7 @@ def evaluate(
     }
     if job is not None:
         handle = find_job(job)
-        tuned, at, made = handle.model.name, handle.provider, handle.id
+        tuned, at, made = handle.model.call_as, handle.provider, handle.id
         place, asked, scope = _place(handle.spec, at, tuned, base_url, key_variable)
         rates = _rates(at, handle.record.model, price, tuned=True)
     elif provider is not None and model is not None:

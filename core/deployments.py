@@ -61,6 +61,10 @@ class Deployments:
 
     # Spending
 
+    def needless(self, job_id: str) -> str:
+        """Why a job's tuned model needs no deployment at its provider; empty where it needs one."""
+        return self._provider_of(self._ledger.get(job_id)).unoffered.get("deployments", "")
+
     def plan(self, job_id: str, request: DeploymentRequest, *, on: str | None = None) -> DeploymentPlan:
         """How a job's tuned model would be served, and at what price; ``on`` is the id of a deployment to share. Reads only.
 

@@ -268,9 +268,10 @@ class Engine:
         self.ledger.asked(job_id, f"{len(files)} files downloaded into {folder}")
         return files
 
-    def delete(self, job_id: str) -> list[str]:
+    def delete(self, job_id: str, *, dry_run: bool = False) -> list[str]:
         """Remove what an ended job left at the provider, its tuned model first of all; returns the names. The ledger keeps the job.
 
+        With ``dry_run`` nothing is removed, and the names are those of what would be.
         Raises UsageError when the job still runs, was never made or its model is deployed, ProviderError when the provider cannot be
         asked or deletes nothing.
         """
@@ -288,6 +289,8 @@ class Engine:
             fix = f"undeploy first: tuneport undeploy {' '.join(standing)}"
             raise UsageError(f"job {job_id}'s model is deployed as {', '.join(standing)}", fix=fix)
         ref, provider = record.ref, offered(self.provider_of(record), "delete")
+        if dry_run:
+            return retrying(lambda: provider.delete(ref, dry_run=True), sleep=self._sleep)
         self.ledger.asked(job_id, "deletion asked for")
         names = retrying(lambda: provider.delete(ref), sleep=self._sleep)
         self.ledger.asked(job_id, f"deleted at {record.provider}: {', '.join(names) or 'nothing was left'}", deleted=True)

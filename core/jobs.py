@@ -198,6 +198,10 @@ class Job:
         """Bring the tuned weights into ``folder``; see ``Engine.download``."""
         return self._engine.download(self.id, folder, on_progress)
 
+    def deletable(self) -> list[str]:
+        """What ``delete`` would remove at the provider, by kind and name; asks the provider and changes nothing."""
+        return self._engine.delete(self.id, dry_run=True)
+
     def delete(self) -> list[str]:
         """Remove what the job left at the provider; see ``Engine.delete``."""
         names = self._engine.delete(self.id)

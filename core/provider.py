@@ -170,8 +170,11 @@ class Provider(Protocol):
         """Bring the tuned weights into ``folder``; goes on where an earlier call broke off, and verifies what the vendor lets it."""
         ...
 
-    def delete(self, ref: str) -> list[str]:
-        """Remove what the job left at the vendor; returns its names ("model ft:...", "file file-..."). Twice is harmless."""
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
+        """Remove what the job left at the vendor; returns its names ("model ft:...", "file file-..."). Twice is harmless.
+
+        With ``dry_run`` nothing is removed: it returns what would be.
+        """
         ...
 
     def online(self, plan: Plan) -> Plan:

@@ -114,12 +114,22 @@ def status(job: JobArgument, as_json: JsonOption = False) -> None:
 
 
 def watch(
-    jobs: Annotated[list[str] | None, typer.Argument(help="Job ids, or `last`.", metavar="JOB...")] = None,
+    jobs: Annotated[list[str] | None, typer.Argument(help="Job ids, or `last`; or one deployment.", metavar="JOB...")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every job that has not ended.")] = False,
 ) -> None:
-    """Follow one job or many until each has ended. Exit code 9 when one ends without a model."""
+    """Follow one job or many until each has ended, or a deployment until it serves and its --ttl is over.
+
+    Exit code 9 when a job ends without a model.
+    """
     if everything == bool(jobs):
         raise UsageError("what to watch is not clear", fix="name jobs, or give --all")
+    if jobs and len(jobs) == 1 and jobs[0].startswith("d-"):
+        from tuneport.providers.deployment_commands import follow
+
+        follow(_engine(create=False).deployments, jobs[0], stay=True)
+        return
+    for expired in _engine(create=False).deployments.sweep():
+        terminal.console().print(f"{expired.record.id} has outlived its --ttl and is {expired.record.state}", highlight=False)
     if jobs and len(jobs) == 1:
         _watch(find_job(jobs[0]))
         return
@@ -200,12 +210,18 @@ def export(job: JobArgument, out: Annotated[Path, typer.Option("--out", "-o", he
 def delete(job: JobArgument, yes: YesOption = False) -> None:
     """Remove a tuned model and its files at the provider.
 
-    Asks first. The ledger keeps the job.
+    Says first what will go, and asks. The ledger keeps the job.
     """
     handle = find_job(job)
-    consent(f"Delete the tuned model and files of {handle.id} at {handle.provider}? This cannot be undone", yes, "deleting")
+    going = handle.deletable()
+    for name in going:
+        print(f"will delete {name}")
+    if not going:
+        print(f"nothing of {handle.id} is left at {handle.provider}")
+    else:
+        consent(f"Delete this at {handle.provider}? It cannot be undone", yes, "deleting")
     for name in handle.delete():
-        print(name)
+        print(f"deleted {name}")
 
 
 def _engine(*, create: bool = True) -> Engine:

@@ -75,7 +75,7 @@ class PlanOnly:
         """Raises ProviderError."""
         self._refuse()
 
-    def delete(self, ref: str) -> list[str]:  # noqa: ARG002
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:  # noqa: ARG002
         """Raises ProviderError."""
         self._refuse()
 

@@ -205,10 +205,13 @@ class FakeProvider:
             on_progress("adapter.safetensors", len(ref), len(ref))
         return [folder / "adapter.safetensors"]
 
-    def delete(self, ref: str) -> list[str]:
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
         with self._call("delete") as books:
             job = self._job(books, ref)
-            return [f"model model-of-{ref}", *([f"file file-{job['key']}"] if books["files"].pop(job["key"], None) is not None else [])]
+            there = job["key"] in books["files"]
+            if not dry_run:
+                books["files"].pop(job["key"], None)
+            return [f"model model-of-{ref}", *([f"file file-{job['key']}"] if there else [])]
 
     def online(self, plan: Plan) -> Plan:
         return plan

@@ -202,10 +202,11 @@ class BedrockProvider:
             raise
         return self.poll(ref)
 
-    def delete(self, ref: str) -> list[str]:
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
         """Remove the tuned model, the rows that tuneport uploaded for it and the metrics. AWS keeps the job's entry for ever.
 
-        Raises ProviderError for a job that has not ended, and for a model that is still deployed.
+        ``dry_run`` only looks which of them are there. Raises ProviderError for a job that has not ended, and for a model that is still
+        deployed.
         """
         job = self._get(ref)
         seen = remote_job(job)
@@ -213,10 +214,10 @@ class BedrockProvider:
             raise ProviderError(f"job {seen.ref} is {seen.raw_state} at Bedrock", fix="cancel it first: tuneport cancel", retry="no")
         region = self._at(region_of(seen.ref))
         removed = []
-        if seen.tuned_model and models.delete(self._aws.client("bedrock", region), seen.tuned_model):
+        if seen.tuned_model and models.delete(self._aws.client("bedrock", region), seen.tuned_model, dry_run=dry_run):
             removed.append(f"model {seen.tuned_model}")
         s3 = self._aws.client("s3", region)
-        return removed + [f"file {place.uri}" for place in _left_behind(s3, job) if storage.remove(s3, place)]
+        return removed + [f"file {place.uri}" for place in _left_behind(s3, job) if storage.remove(s3, place, dry_run=dry_run)]
 
     # Using
 

@@ -104,12 +104,13 @@ def deployment_of(client: Any, model: str) -> str:
     raise ProviderError(f"nothing serves the custom model {model}", fix="deploy it first: tuneport deploy JOB", retry="no")
 
 
-def delete(client: Any, model: str) -> bool:
-    """Delete a custom model; False when there is none of that ARN. Raises ProviderError while something serves it."""
+def delete(client: Any, model: str, *, dry_run: bool = False) -> bool:
+    """Delete a custom model, or only look for it; False when there is none of that ARN. Raises ProviderError while something serves it."""
     try:
         with translated():
             client.get_custom_model(modelIdentifier=model)
-            client.delete_custom_model(modelIdentifier=model)
+            if not dry_run:
+                client.delete_custom_model(modelIdentifier=model)
     except ProviderError as error:
         if code_of(error) in _GONE:
             return False

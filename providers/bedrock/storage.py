@@ -148,8 +148,8 @@ def listed(s3: Any, place: Place) -> Iterator[tuple[str, int, Any]]:
         token = {"ContinuationToken": page["NextContinuationToken"]}
 
 
-def remove(s3: Any, place: Place) -> bool:
-    """Delete one object; False when there was none."""
+def remove(s3: Any, place: Place, *, dry_run: bool = False) -> bool:
+    """Delete one object, or only look for it; False when there was none."""
     try:
         with translated():
             s3.head_object(Bucket=place.bucket, Key=place.key)
@@ -157,8 +157,9 @@ def remove(s3: Any, place: Place) -> bool:
         if code_of(error) in _ABSENT:
             return False
         raise
-    with translated():
-        s3.delete_object(Bucket=place.bucket, Key=place.key)
+    if not dry_run:
+        with translated():
+            s3.delete_object(Bucket=place.bucket, Key=place.key)
     return True
 
 

@@ -92,6 +92,7 @@ class Deploying(Conformance):
 
     @needs("deployments")
     def test_a_deployment_that_shows_late_is_adopted_not_repeated(self, bench: Bench) -> None:
+        bench.provider.deployments()
         bench.trained()
         bench.vendor.list_lag = 2
         bench.vendor.fault(self.vendor_class.deployment_routes[-1], lost_replies()[0])
@@ -110,6 +111,7 @@ class Deploying(Conformance):
 
     @needs("deployments")
     def test_what_is_refused_leaves_nothing_behind(self, bench: Bench) -> None:
+        bench.provider.deployments()
         bench.trained()
         bench.vendor.fault(self.vendor_class.deployment_routes[-1], refusal(400, "The quota of this account for GPUs is 0"))
         with pytest.raises(ProviderError) as refused:
@@ -146,6 +148,7 @@ class Deploying(Conformance):
 
     @needs("deployments")
     def test_what_cannot_be_done_is_refused_not_dropped(self, bench: Bench) -> None:
+        bench.provider.deployments()
         job = bench.trained()
         for request in (DeploymentRequest(mode="no-such-mode"), DeploymentRequest(port=8080)):
             with pytest.raises(TuneportError) as refused:

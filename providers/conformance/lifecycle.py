@@ -201,7 +201,10 @@ class Lifecycle(Conformance):
     def test_deleting_names_what_it_removed_and_twice_is_harmless(self, bench: Bench) -> None:
         ref = bench.made_by_hand()
         bench.vendor.set_state(bench.vendor.made[0].ref, bench.vendor.script[-1])
+        before = bench.vendor.snapshot()
+        announced = bench.provider.delete(ref, dry_run=True)
+        assert bench.vendor.snapshot() == before
         removed = bench.provider.delete(ref)
-        assert removed
+        assert removed == announced != []
         assert all(len(name.split()) == 2 for name in removed), "kind and name"
         assert bench.provider.delete(ref) == []

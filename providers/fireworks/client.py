@@ -184,8 +184,11 @@ class FireworksProvider:
             account, ident = self._model(api, place, self._document(api, place))
             return signed.bring_all(api, ident, account, folder, on_progress, self._sleep)
 
-    def delete(self, ref: str) -> list[str]:
-        """Remove the tuned model and the datasets that tuneport uploaded for the job; the record of the job stays."""
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
+        """Remove the tuned model and the datasets that tuneport uploaded for the job; the record of the job stays.
+
+        ``dry_run`` only looks which of them are there.
+        """
         place = Ref.parse(ref)
         with self._session(place) as api:
             job = self._document(api, place)
@@ -196,9 +199,10 @@ class FireworksProvider:
             removed = []
             name = model_name((job.get("trainingConfig") or job).get("outputModel") or place.id, api.account)
             account, ident = model_parts(name)
-            if account == api.account and datasets.gone(api, api.client.models.with_raw_response.delete, ident):
+            models = api.client.models.with_raw_response
+            if account == api.account and datasets.there(api, models.get if dry_run else models.delete, ident):
                 removed.append(f"model {name}")
-            return removed + datasets.remove(api, job, place.id)
+            return removed + datasets.remove(api, job, place.id, dry_run=dry_run)
 
     def deployments(self) -> Deployer:
         """Deployments on GPUs, with the adapter merged in or beside others."""

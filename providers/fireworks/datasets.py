@@ -116,20 +116,21 @@ def _await_ready(api: Api, upload: Upload, name: str, sleep: Sleep) -> None:
         waited, pause = waited + pause, min(2 * pause, _LONGEST_PAUSE_S)
 
 
-def remove(api: Api, job: Mapping[str, Any], job_id: str) -> list[str]:
-    """Delete the datasets that were uploaded for this job; returns their names. Datasets of others stay."""
+def remove(api: Api, job: Mapping[str, Any], job_id: str, *, dry_run: bool = False) -> list[str]:
+    """Delete the datasets that were uploaded for this job, or only look for them; returns their names. Datasets of others stay."""
     removed = []
+    raw = api.client.datasets.with_raw_response
     for field in ("dataset", "evaluationDataset"):
         ident = str(job.get(field) or "").rpartition("/")[2]
-        if ident.startswith(f"{job_id}-") and gone(api, api.client.datasets.with_raw_response.delete, ident):
+        if ident.startswith(f"{job_id}-") and there(api, raw.get if dry_run else raw.delete, ident):
             removed.append(f"dataset accounts/{api.account}/datasets/{ident}")
     return removed
 
 
-def gone(api: Api, delete: Callable[..., Any], ident: str) -> bool:
-    """Delete something; False when it was not there. Raises what else goes wrong."""
+def there(api: Api, call: Callable[..., Any], ident: str) -> bool:
+    """Get or delete something; False when it was not there. Raises what else goes wrong."""
     try:
-        api.ask(delete, ident)
+        api.ask(call, ident)
     except TuneportError as error:
         if status_of(error) == 404 and verdict(error).kind == "no":
             return False

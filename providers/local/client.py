@@ -235,7 +235,7 @@ class LocalProvider:
                 on_progress(source.name, size, size)
         return copied
 
-    def delete(self, ref: str) -> list[str]:
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
         """Remove the job's folder with its rows, checkpoints and adapter. Raises ProviderError while its worker lives."""
         path = self._path(ref)
         if not path.exists():
@@ -245,7 +245,8 @@ class LocalProvider:
         if lock is None:
             raise ProviderError(f"job {path.name} is being trained", fix="cancel it first", retry="no")
         try:
-            shutil.rmtree(path)
+            if not dry_run:
+                shutil.rmtree(path)
         finally:
             os.close(lock)
         return [f"folder {path}"]
@@ -253,7 +254,7 @@ class LocalProvider:
     def deployments(self) -> Deployer:
         """A server on loopback, in a process of its own."""
         folder = self._root().parent / "deployments"
-        return LocalDeployer(folder, self._answering, self._options.gpu_usd_per_hour)
+        return LocalDeployer(folder, self.answering, self._options.gpu_usd_per_hour)
 
     def chat(self, model: str, requests: Iterable[ChatRequest], *, concurrency: int = 8) -> Iterator[ChatReply]:  # noqa: ARG002
         """Answer requests in a process of its own, batched and greedy; replies come while batches finish.
@@ -266,7 +267,7 @@ class LocalProvider:
             yield from answers(name, address, requests)
             return
         require_training_stack()
-        settings = self._answering(model)
+        settings = self.answering(model)
         with tempfile.TemporaryDirectory(prefix="tuneport-chat-") as folder:
             file, log = Path(folder) / "requests.jsonl", Path(folder) / "stderr"
             lines = [{"id": r.id, "messages": [dict(m) for m in r.messages], "max_tokens": r.max_tokens} for r in requests]
@@ -331,8 +332,8 @@ class LocalProvider:
             key=job.path.name,
         )
 
-    def _answering(self, model: str) -> dict[str, Any]:
-        """What the inference worker must load for this model."""
+    def answering(self, model: str) -> dict[str, Any]:
+        """What must be loaded for this model: model (the base), adapter, chat_template, device, dtype. Raises ProviderError."""
         device, dtype = self._options.device or "auto", self._options.dtype or "bf16"
         template = self._options.chat_template
         settings: dict[str, Any] = {"model": model, "adapter": None, "chat_template": template, "device": device, "dtype": dtype}

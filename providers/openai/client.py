@@ -193,10 +193,10 @@ class OpenAIProvider:
         """Go on with a paused job; harmless when it goes on already."""
         return self._steer(ref, "resume", lambda job: job.state in (JobState.QUEUED, JobState.RUNNING))
 
-    def delete(self, ref: str) -> list[str]:
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
         """Remove the tuned model, its checkpoints, the result files and the files that were uploaded for this job.
 
-        Raises ProviderError while the job still runs.
+        ``dry_run`` only looks which of them are there. Raises ProviderError while the job still runs.
         """
         job_id, address = self._split(ref)
         with self._client(address) as client, translated(f"to delete what job {job_id} left", address.service):
@@ -205,9 +205,11 @@ class OpenAIProvider:
                 raise ProviderError(f"job {job_id} has not ended, so nothing of it was deleted", fix="cancel it first", retry="no")
             job = raw.parse()
             models = [job.fine_tuned_model, *(split(c.model)[0] for c in self.checkpoints(ref))] if job.fine_tuned_model else []
-            removed = [f"model {name}" for name in dict.fromkeys(models) if _gone(client.models.delete, name)]
+            remove_model = client.models.retrieve if dry_run else client.models.delete
+            remove_file = client.files.retrieve if dry_run else client.files.delete
+            removed = [f"model {name}" for name in dict.fromkeys(models) if _there(remove_model, name)]
             for file_id in self._own_files(client, job, address):
-                if _gone(client.files.delete, file_id):
+                if _there(remove_file, file_id):
                     removed.append(f"file {file_id}")
         return removed
 
@@ -390,12 +392,12 @@ def _numbers(data: Mapping[str, Any]) -> dict[str, float]:
     return {str(name): float(value) for name, value in data.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
 
 
-def _gone(delete: Callable[[str], Any], name: str) -> bool:
-    """Delete; False when there was nothing (any more)."""
+def _there(call: Callable[[str], Any], name: str) -> bool:
+    """Retrieve or delete; False when there was nothing (any more)."""
     import openai  # noqa: PLC0415
 
     try:
-        delete(name)
+        call(name)
     except openai.NotFoundError:
         return False
     return True

@@ -205,10 +205,10 @@ class TogetherProvider:
                 )
             ]
 
-    def delete(self, ref: str) -> list[str]:
+    def delete(self, ref: str, *, dry_run: bool = False) -> list[str]:
         """Delete the job with its model, and its files as far as tuneport made them and no other job uses them.
 
-        Raises ProviderError for a job that has not ended.
+        ``dry_run`` only looks which of them are there. Raises ProviderError for a job that has not ended.
         """
         ident, address = self._split(ref)
         with self._session(address) as client:
@@ -223,9 +223,9 @@ class TogetherProvider:
             removed = [
                 f"file {file}"
                 for file in dict.fromkeys(job.get(name) for name in ("training_file", "validation_file"))
-                if isinstance(file, str) and file and file not in others and self._delete_file(client, file)
+                if isinstance(file, str) and file and file not in others and self._delete_file(client, file, dry_run)
             ]
-            if _gone(lambda: client.fine_tuning.with_raw_response.delete(ident)):
+            if not dry_run and _gone(lambda: client.fine_tuning.with_raw_response.delete(ident)):
                 return removed
             return [*removed, f"job {ident}", *([f"model {seen.tuned_model}"] if seen.tuned_model else [])]
 
@@ -264,7 +264,7 @@ class TogetherProvider:
     def _metrics(self, client: together.Together, ident: str) -> list[dict[str, Any]]:
         return listed(client.fine_tuning.with_raw_response.list_metrics(ident), "metrics")
 
-    def _delete_file(self, client: together.Together, ident: str) -> bool:
+    def _delete_file(self, client: together.Together, ident: str, dry_run: bool) -> bool:
         """Delete a file that tuneport has uploaded; False when it is gone, or somebody else's with the same content."""
         with translated():
             found: list[dict[str, Any]] = []
@@ -272,7 +272,7 @@ class TogetherProvider:
                 return False
             if not KEY.match(str(found[0].get("filename") or "")):
                 return False
-            return not _gone(lambda: client.files.with_raw_response.delete(ident))
+            return dry_run or not _gone(lambda: client.files.with_raw_response.delete(ident))
 
 
 def _reply(client: together.Together, model: str, request: ChatRequest) -> ChatReply:

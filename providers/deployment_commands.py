@@ -1,0 +1,287 @@
+"""Commands on tuned models: deploy, deployments, undeploy, serve, chat."""
+
+from __future__ import annotations
+
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tuneport.core import terminal
+from tuneport.core.errors import ProviderError, UsageError
+from tuneport.core.terminal import JobArgument, JsonOption, YesOption, consent, escape
+from tuneport.providers.job_commands import find_job
+
+if TYPE_CHECKING:
+    from tuneport.core.deployment_plan import DeploymentPlan
+    from tuneport.core.deployments import Deployments
+    from tuneport.core.ledger import DeploymentRecord
+
+_SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400}
+_COLOURS = {"ready": "green", "idle": "green", "failed": "red", "deploying": "cyan", "undeploying": "yellow", "stopped": "yellow"}
+
+
+def seconds(text: str | None) -> float | None:
+    """"90s", "30min", "2h" or "1.5d" in seconds. Raises UsageError for anything else."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|m|h|d)", text.strip().lower())
+    if found is None or float(found[1]) == 0:
+        raise UsageError(f"{text!r} is no length of time", fix="write a number and a unit: 30min, 2h, 1d")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def deploy(
+    job: JobArgument,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="Bedrock: on-demand or provisioned; Fireworks: merge or addon; others have one.")
+    ] = None,
+    ttl: Annotated[str | None, typer.Option("--ttl", help="Undeploy after this time, e.g. 2h.")] = None,
+    on: Annotated[str | None, typer.Option("--on", help="Deployment to share (several adapters on one).", metavar="DEPLOYMENT")] = None,
+    replicas: Annotated[int | None, typer.Option("--replicas", min=1, help="Most replicas, or model units.")] = None,
+    hardware: Annotated[str | None, typer.Option("--hardware", help="GPU, shape or configuration, in the vendor's words.")] = None,
+    idle: Annotated[str | None, typer.Option("--idle", help="Scale to zero, or stop, after this time without a request.")] = None,
+    commitment: Annotated[str | None, typer.Option("--commitment", help="Bedrock provisioned: 1-month or 6-month.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=1, max=65_535, help="Local: port on 127.0.0.1.")] = None,
+    yes: YesOption = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once it is made; follow it later with watch.")] = False,
+) -> None:
+    """Serve a job's tuned model.
+
+    Shows the price per hour and per month and asks first; stays within the budget of the job's spec.
+    """
+    from tuneport.core.deployment import DeploymentRequest
+
+    handle, console = find_job(job), terminal.console()
+    model, ours = handle.model, _ours()
+    reason = ours.needless(handle.id)
+    if reason:
+        console.print(f"{escape(reason)}; call it as [bold]{escape(model.name)}[/]", highlight=False)
+        return
+    ttl_s = seconds(ttl)
+    request = DeploymentRequest(mode, replicas, hardware, seconds(idle), ttl_s, commitment, port)
+    plan = ours.plan(handle.id, request, on=on)
+    ours.check_budget(handle.record, plan, ttl_s)
+    _show_plan(plan, ttl_s)
+    if plan.usd_per_hour is None or plan.usd_per_hour.high > 0:
+        consent(f"Deploy {handle.id} for {_per_hour(plan)}?", yes, "deploying what bills by the hour")
+    record = ours.deploy(handle.id, plan, ttl_s=ttl_s, on=on)
+    at = f" as {escape(record.ref)}" if record.ref else ""
+    console.print(f"deployment [bold]{record.id}[/] is {record.state} at {record.provider}{at}", highlight=False)
+    if detach:
+        console.print(f"follow it with: tuneport watch {record.id}")
+        return
+    follow(ours, record.id, stay=False)
+
+
+def deployments(
+    everything: Annotated[bool, typer.Option("--all", help="Also those that are gone.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh/--no-refresh", help="Ask each provider how they are.")] = True,
+    keep: Annotated[bool, typer.Option("--watch", help="Stay until every one with a --ttl is undeployed.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List what is deployed and what it costs.
+
+    Undeploys what has outlived its --ttl.
+    """
+    ours = _ours()
+    _sweep(ours)
+    found = ours.latest(standing=not everything)
+    if refresh:
+        found = [ours.refresh(record.id) if record.state.standing else record for record in found]
+        found = [record for record in found if everything or record.state.standing]
+    now = datetime.now(UTC)
+    if as_json:
+        terminal.print_json([_facts(record, now) for record in found])
+    elif not found:
+        terminal.console().print("nothing is deployed")
+    else:
+        _show(found, now)
+    if keep:
+        ours.keep(_say)
+
+
+def undeploy(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Deployment ids, or jobs whose deployments are meant.", metavar="DEPLOYMENT...")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that stand.")] = False,
+) -> None:
+    """Take deployments down.
+
+    Waits until the provider says that they are gone; harmless on those that are.
+    """
+    from tuneport import engine
+
+    if everything == bool(names):
+        raise UsageError("what to undeploy is not clear", fix="name deployments or jobs, or give --all")
+    ours = engine(create=False).deployments
+    wanted: list[DeploymentRecord] = ours.latest() if everything else []
+    for name in names or ():
+        wanted += [ours.get(name)] if name.startswith("d-") else ours.latest(job_id=find_job(name).id)
+    late = []
+    for record in sorted({one.id: one for one in wanted}.values(), key=lambda one: one.stands_on is None):
+        gone = ours.undeploy(record.id)
+        cost = gone.cost_usd(datetime.now(UTC))
+        cost_told = f"; it has cost {terminal.usd_range(cost.low, cost.high)}" if cost is not None and cost.high > 0 else ""
+        terminal.console().print(f"{gone.id} {gone.state} at {gone.provider}{cost_told}", highlight=False)
+        late += [gone.id] if gone.state.standing else []
+    if not wanted:
+        terminal.console().print("nothing is deployed")
+    if late:
+        what = f"{', '.join(late)}: taking down has begun but is not confirmed, and may still bill"
+        raise ProviderError(what, fix=f"ask again: tuneport undeploy {' '.join(late)}", retry="no")
+
+
+def chat(
+    job: JobArgument,
+    question: Annotated[
+        str | None, typer.Argument(help="What to ask; read from standard input when left out.", metavar="QUESTION")
+    ] = None,
+    system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")] = 512,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a job's tuned model a question."""
+    text = question if question is not None else sys.stdin.read().strip()
+    if not text:
+        raise UsageError("there is no question", fix='write it behind the job: tuneport chat JOB "..."')
+    messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
+    reply = find_job(job).model.chat(messages, max_tokens=max_tokens)
+    if as_json:
+        terminal.print_json(terminal.plain(reply))
+    else:
+        print(reply.text)
+
+
+def serve(
+    jobs: Annotated[list[str], typer.Argument(help="Local jobs on one base; each is called by its id.", metavar="JOB...")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
+    ttl: Annotated[str | None, typer.Option("--ttl", help="End after this time, e.g. 2h.")] = None,
+) -> None:
+    """Serve local jobs on loopback, as OpenAI does.
+
+    Runs in this terminal until Ctrl-C. Several jobs of one base are served together, each under its id.
+    """
+    from tuneport.local_backend.server import ServedModel, ServerConfig
+    from tuneport.local_backend.server import serve as run
+    from tuneport.providers.local.client import LocalProvider
+
+    handles = [find_job(name) for name in dict.fromkeys(jobs)]
+    if foreign := next((handle for handle in handles if handle.provider != "local"), None):
+        what = f"job {foreign.id} was trained at {foreign.provider}, and only local jobs are served here"
+        raise UsageError(what, fix=f"tuneport deploy {foreign.id}, or export its adapter first")
+    answering = [(handle.id, LocalProvider().answering(handle.model.name)) for handle in handles]
+    bases = {(one["model"], one["device"], one["dtype"]) for _, one in answering}
+    if len(bases) > 1:
+        raise UsageError("these jobs do not share one base model, device and precision", fix="serve each by itself, on a port of its own")
+    base, device, dtype = bases.pop()
+    served = [ServedModel(name=name, adapter=one["adapter"], chat_template=one["chat_template"]) for name, one in answering]
+    config = ServerConfig(base=base, device=device, dtype=dtype, models=tuple(served), port=port, ttl_s=seconds(ttl))
+
+    def ready(at: int) -> None:
+        names = ", ".join(name for name, _ in answering)
+        terminal.console().print(f"http://127.0.0.1:{at}/v1 serves {names}; Ctrl-C ends it", highlight=False)
+
+    run(config, on_ready=ready)
+
+
+def follow(ours: Deployments, deployment_id: str, *, stay: bool) -> None:
+    """Wait until a deployment serves; with ``stay`` also until its time is up, and take it down then."""
+    console, last = terminal.console(), ""
+
+    def show(record: DeploymentRecord) -> None:
+        nonlocal last
+        said = f"{record.state} {record.raw_state} {record.message}"
+        if said != last:
+            last = said
+            why = f": {escape(record.message)}" if record.message else ""
+            word = f" ({escape(record.raw_state)})" if record.raw_state else ""
+            console.print(f"[dim]{record.updated_at:%H:%M:%S}[/] {record.id} {record.state}{word}{why}", highlight=False)
+
+    record = ours.wait(deployment_id, show)
+    name = escape(record.call_as or "")
+    console.print(f'[green]✓[/] {record.id} serves as [bold]{name}[/]: tuneport chat {record.job_id} "..."', highlight=False)
+    if record.expires_at is None:
+        return
+    if stay:
+        ours.keep(_say)
+        return
+    who = "it ends by itself" if record.provider == "local" else "a running tuneport undeploys it"
+    fix = "" if record.provider == "local" else f" (tuneport watch {record.id}, or the next `tuneport deployments`)"
+    console.print(f"at {record.expires_at:%Y-%m-%d %H:%M} UTC {who}{fix}", highlight=False)
+
+
+def _ours() -> Deployments:
+    from tuneport import engine
+
+    return engine(create=False).deployments
+
+
+def _sweep(ours: Deployments) -> None:
+    for expired in ours.sweep():
+        record = expired.record
+        why = f" [yellow]({escape(str(expired.error))})[/]" if expired.error else ""
+        terminal.console().print(f"{record.id} has outlived its time and is {record.state}{why}", highlight=False)
+
+
+def _say(record: DeploymentRecord) -> None:
+    terminal.console().print(f"[dim]{datetime.now(UTC):%H:%M:%S}[/] {record.id} {record.state}", highlight=False)
+
+
+def _per_hour(plan: DeploymentPlan) -> str:
+    usd = plan.usd_per_hour
+    return "an unknown price" if usd is None else f"{terminal.usd_range(usd.low, usd.high)} per hour"
+
+
+def _show_plan(plan: DeploymentPlan, ttl_s: float | None) -> None:
+    console, usd, month = terminal.console(), plan.usd_per_hour, plan.usd_per_month
+    console.print(f"{plan.provider} will serve [bold]{escape(plan.model)}[/] by {plan.mode}", highlight=False)
+    price = _per_hour(plan) if month is None else f"{_per_hour(plan)}, {terminal.usd_range(month.low, month.high)} per month of 730 h"
+    console.print(f"  {price}: {escape(plan.price)}", highlight=False)
+    if usd is not None and usd.high > 0 and (ttl_s or plan.committed_hours):
+        hours = max((ttl_s or 0) / 3600, plan.committed_hours)
+        console.print(f"  at most {terminal.usd(usd.high * hours)} in {hours:g} h", highlight=False)
+    for note in plan.notes:
+        console.print(f"[yellow]![/] {escape(note)}", highlight=False)
+
+
+def _show(found: list[DeploymentRecord], now: datetime) -> None:
+    from rich.text import Text
+
+    columns = ("deployment", "job", "provider", "mode", "state", "USD per hour", "cost so far", "undeployed at (UTC)", "call as")
+    listing = terminal.table(*columns)
+    hourly = [0.0, 0.0]
+    for record in found:
+        price, cost = record.usd_per_hour, record.cost_usd(now)
+        if price is not None and record.state.standing:
+            hourly = [hourly[0] + (0.0 if record.may_idle else price.low), hourly[1] + price.high]
+        listing.add_row(
+            record.id, record.job_id, record.provider, record.mode, Text(str(record.state), _COLOURS.get(str(record.state), "")),
+            "unknown" if price is None else terminal.usd_range(price.low, price.high),
+            "unknown" if cost is None else terminal.usd_range(cost.low, cost.high),
+            f"{record.expires_at:%Y-%m-%d %H:%M}" if record.expires_at else "–", record.call_as or "–",
+        )  # fmt: skip
+    terminal.console().print(listing)
+    if hourly[1] > 0:
+        terminal.console().print(f"all together {terminal.usd_range(*hourly)} per hour while they run", highlight=False)
+    for record in found:
+        said = record.freshness(now) or (record.message if record.state.value in ("failed", "stopped", "undeploying") else "")
+        if said:
+            terminal.console().print(f"[yellow]![/] {record.id}: {escape(said)}", highlight=False)
+
+
+def _facts(record: DeploymentRecord, now: datetime) -> dict[str, Any]:
+    price, cost = record.usd_per_hour, record.cost_usd(now)
+    return {
+        "id": record.id, "job": record.job_id, "provider": record.provider, "model": record.model, "mode": record.mode,
+        "state": str(record.state), "raw_state": record.raw_state or None, "ref": record.ref, "call_as": record.call_as,
+        "message": record.message or None, "stands_on": record.stands_on,
+        "usd_per_hour": None if price is None else [price.low, price.high], "cost_usd": None if cost is None else [cost.low, cost.high],
+        "created_at": record.created_at.isoformat(), "ready_at": record.ready_at.isoformat() if record.ready_at else None,
+        "expires_at": record.expires_at.isoformat() if record.expires_at else None,
+        "ended_at": record.ended_at.isoformat() if record.ended_at else None, "freshness": record.freshness(now) or None,
+    }  # fmt: skip
+
