@@ -374,7 +374,7 @@ def test_a_model_that_nothing_serves_says_so(bench: Bench) -> None:
     assert model is not None
     with pytest.raises(ProviderError, match="nothing at Together serves") as refused:
         list(bench.provider.chat(model, [ChatRequest(str(n), [{"role": "user", "content": "?"}]) for n in range(20)]))
-    assert "dedicated endpoint" in refused.value.fix
+    assert "tuneport deploy" in refused.value.fix
 
 
 def test_a_question_that_no_request_can_carry_spoils_no_other(bench: Bench) -> None:
