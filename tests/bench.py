@@ -1,7 +1,7 @@
 """Timings, each side by side with a reference in the same run: the ratio is the figure, the seconds are this machine's.
 
-Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data. Prints tables; exits with 1 when a
-stated limit is passed.
+Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data, measure. Prints tables; exits
+with 1 when a stated limit is passed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 import bench_advice
 import bench_data
 import bench_engine
+import bench_measure
 
 BIN = Path(sys.executable).parent
 START_LIMIT = 0.20 / 0.077
@@ -103,6 +104,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "engine": lambda: bench_engine.show(bench_engine.rows()),
     "economics": lambda: bench_engine.show(bench_advice.economics(best)),
     "data": lambda: bench_data.show(bench_data.figures()),
+    "measure": lambda: bench_measure.show(bench_measure.rows()),
 }
 
 
