@@ -74,6 +74,8 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         ("better_prompt", "facts-change-monthly"): f"Do not fine-tune: requirements change {facts['change']}, so work on the prompt.",
         ("better_prompt", "too-few-rows"): f"Do not fine-tune yet: {facts['training_rows']} training rows are too few; improve the prompt "
         "and collect data.",
+        ("pilot", "general-loss"): f"Do not ship the tuned model yet: it loses {_points(facts['general_loss'])} points on the general "
+        "suite; pilot again with 20 to 30 % general rows mixed in.",
         ("better_prompt", "prompt-first"): "Do not fine-tune yet: length and tone are a matter for the prompt first; measure a second one.",
         ("better_prompt", "tuned-not-measured"): "Do not fine-tune: a pilot costs more than knowing its result is worth; improve the "
         f"prompt {arm!r} ({base} {metric}, bar {bar}).",
@@ -213,7 +215,11 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
             "Keep logging answers that miss: they are the training rows of a later attempt.",
         ),
         "retrieval": ("Build a retrieval prototype and measure it as one more arm (a column with the context) on the same rows.",),
-        "measure": ("Run tuneport baseline on held-out rows, with today's model among the arms, then tuneport advise again.",),
+        "measure": (
+            f"Run tuneport baseline on {facts['measuring_rows']} held-out rows, with today's model among the arms, then tuneport advise "
+            "again. Asking today's model once for each costs "
+            + (f"{facts['measuring']}." if facts["measuring"] else "an unknown sum: a price is missing."),
+        ),
         "pilot": (
             f"Tune once at {offer.id}." if offer else "Find one open offer with a known price.",
             f"Measure the tuned model on the sealed test rows. What it must show: {pilot.must_show}"

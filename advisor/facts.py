@@ -19,7 +19,11 @@ from tuneport.advisor.pricing import Desk
 from tuneport.advisor.routing import VALIDITY_METRICS, Route
 from tuneport.advisor.rules import Fact
 from tuneport.core.catalogue import Offering
+from tuneport.core.money import Range
 from tuneport.core.plan import Plan
+
+SUITE_ROWS = 200
+"""Rows of a suite that is still to be made: S4 asks for 200 to 500, S2 sees 150 to 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,7 @@ class Situation:
     routes: Sequence[Route] = ()
     pilot: Pilot | None = None
     curve: LearningCurve | None = None
+    measuring_usd: Range | None = None  # asking today's model once for every row of a suite; None: a price is unknown
     switching: Sequence[str] = field(default=())  # which values of which input would turn the money round
 
     @property
@@ -141,6 +146,8 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "gain_high": gain.high if gain else None,
         "gain_rows": gain.n if gain else None,
         "p_text": _p_text(arms.comparison),
+        "p_holm": arms.comparison.p_holm if arms.comparison else None,
+        "looks": len(measurement.looks) if measurement else None,
         "baseline_validity": next((arms.baseline.metrics[m].value for m in VALIDITY_METRICS if m in arms.baseline.metrics), None)
         if arms.baseline
         else None,
@@ -177,7 +184,21 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         facts |= {f"{name}_{end}": getattr(estimate, end) if estimate else None for end in ("value", "low", "high")}
     best, now = facts["baseline_value"], facts["current_value"]
     facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
-    return facts | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+    return facts | _general(situation) | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+
+
+def _general(situation: Situation) -> dict[str, Fact]:
+    """What tuning has cost elsewhere: the worst loss of the tuned arm on the general suite, when that was measured."""
+    general = situation.measurement.general if situation.measurement else None
+    tuned = situation.arms.tuned
+    pairs = (
+        [c for c in general.comparisons if tuned and c.challenger == tuned.name and c.metric == general.primary_metric] if general else []
+    )
+    return {
+        "general_loss": max((-c.difference.value for c in pairs), default=None),
+        "general_metric": general.primary_metric.replace("_", " ") if general else None,
+        "general_rows": general.power.n if general else None,
+    }
 
 
 def _said(situation: Situation) -> dict[str, Fact]:
@@ -233,6 +254,8 @@ def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
         "pilot_worth_it": pilot.worth_it if pilot else None,
         "pilot_worth": pilot.worth_usd if pilot else None,
         "pilot_usd": pilot.usd.low if pilot and pilot.usd else None,
+        "measuring": f"${m.low:,.2f} to ${m.high:,.2f}" if (m := situation.measuring_usd) else None,
+        "measuring_rows": SUITE_ROWS,
         "more_data": curve.more_is_worth if curve else None,
         "curve": curve.says if curve else None,
         "place": place.id if place else None,

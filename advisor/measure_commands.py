@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from tuneport.core.provider import Provider
     from tuneport.core.spec import JobSpec
 
+
 @dataclass(frozen=True)
 class Settings:
     """What both commands take: rows and metrics, how to run, who judges."""
@@ -279,9 +280,7 @@ def _prompt_words(template: Path | None, context: str | None, model: str | None)
     return (f" {template.stem}" if template else "") + (" with context" if context else "") + (f", {model}" if model else "")
 
 
-def _place(
-    spec: JobSpec, provider: str, model: str | None, base_url: str | None, key_variable: str | None
-) -> tuple[Provider, str, str]:
+def _place(spec: JobSpec, provider: str, model: str | None, base_url: str | None, key_variable: str | None) -> tuple[Provider, str, str]:
     """(provider reached by the spec's options and these, what it calls the model, all else that decides an answer)."""
     from pydantic import ValidationError
 

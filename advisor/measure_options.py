@@ -13,12 +13,8 @@ BaseUrlOption = Annotated[str | None, typer.Option("--base-url", help="Another s
 KeyOption = Annotated[str | None, typer.Option("--key-variable", help="Variable that holds its key (openai).")]
 NameOption = Annotated[str | None, typer.Option("--name", help="Name of the arm in the measurement.")]
 
-ShotsOption = Annotated[
-    list[int] | None, typer.Option("--shots", min=0, help="Examples in the prompt (repeatable); 0 is zero-shot.")
-]
-InstructionOption = Annotated[
-    Path | None, typer.Option("--instruction", help="Text file that stands in place of the rows' system prompt.")
-]
+ShotsOption = Annotated[list[int] | None, typer.Option("--shots", min=0, help="Examples in the prompt (repeatable); 0 is zero-shot.")]
+InstructionOption = Annotated[Path | None, typer.Option("--instruction", help="Text file that stands in place of the rows' system prompt.")]
 TemplateOption = Annotated[
     Path | None, typer.Option("--template", help="Jinja file that makes the user's message: question, context, row, examples.")
 ]
@@ -43,9 +39,7 @@ PartOption = Annotated[str, typer.Option("--part", help="test, or validation to 
 RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, help="Ask each row so many times.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Limit of an answer; by the expected ones otherwise.")]
 MaxUsdOption = Annotated[float | None, typer.Option("--max-usd", min=0, help="Ask nothing that could exceed this sum.")]
-PriceOption = Annotated[
-    str | None, typer.Option("--price", help="USD per 1M tokens, IN/OUT, where the price book has none: 0.15/0.60.")
-]
+PriceOption = Annotated[str | None, typer.Option("--price", help="USD per 1M tokens, IN/OUT, where the price book has none: 0.15/0.60.")]
 ConcurrencyOption = Annotated[
     int | None, typer.Option("--concurrency", min=1, max=512, help="Questions at once; fewer while the service limits. [8]")
 ]

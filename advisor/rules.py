@@ -133,7 +133,10 @@ def verdict_of(book: RuleBook, fired: frozenset[str]) -> VerdictRow:
 
 
 class _Words(string.Formatter):
-    """Format specs of the rules: ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``s`` seconds, ``n`` a count."""
+    """Format specs of the rules.
+
+    ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``s`` seconds, ``p`` a p-value, ``n`` a count.
+    """
 
     def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002 - the base class sets the arguments
         return kwargs[str(key)]
@@ -149,6 +152,8 @@ class _Words(string.Formatter):
             return f"{100 * value:{'+' if format_spec[0] == '+' else ''}.1f}"
         if format_spec == "$":
             return f"{'-' if value < 0 else ''}${abs(value):,.0f}"
+        if format_spec == "p":
+            return "< 0.001" if value < 0.001 else f"= {value:.3f}"
         if format_spec == "s":
             return f"{value:.2g} s" if value < 10 else f"{value:.0f} s"
         if format_spec == "n":

@@ -353,3 +353,49 @@ def test_all_equal_scores_do_not_crash() -> None:
     for right in (0, 50):
         report = advised(intake(), measurement(arm("few-shot", share(50, right)), arm("tuned", share(50, right), kind="tuned")))
         assert report.decision.verdict in ("better_prompt", "do_nothing")
+
+
+def test_what_tuning_cost_elsewhere_can_stop_it() -> None:
+    main = clear_gain()
+    for kept, verdict in ((291, "fine_tune"), (240, "pilot")):  # of 300 general rows, of which the prompted model gets 294
+        general = measurement(arm("few-shot", share(300, 294)), arm("tuned", share(300, kept), kind="tuned", model="job-1"))
+        report = advised(intake(), main.model_copy(update={"general": general}))
+        assert report.decision.verdict == verdict
+        assert report.evidence is not None
+        assert report.evidence.general[0].difference.value == pytest.approx((kept - 294) / 300)
+    assert "general" in report.decision.sentence
+
+
+def test_a_gain_among_many_arms_is_corrected_and_many_looks_are_doubted() -> None:
+    main = clear_gain()
+    pairs = tuple(c.model_copy(update={"p_holm": 0.2}) for c in main.comparisons)
+    report = advised(intake(), main.model_copy(update={"comparisons": pairs}))
+    assert any(d.rule == "many-arms" and d.fired for d in report.decision.doubts)
+    assert not any(d.rule == "many-arms" and d.fired for d in advised(intake(), main).decision.doubts)
+
+
+def test_measuring_first_has_a_price() -> None:
+    asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1-mini"})
+    step = advised(asked, None).decision.next_steps[0]
+    # 2,300 tokens in at 0.40 and 150 out at 1.60 USD per million, 200 times
+    assert "$0.23 to $0.23" in step
+    unknown = intake(incumbent={"provider": "nowhere", "model": "x"})
+    assert "a price is missing" in advised(unknown, None).decision.next_steps[0]
+
+
+def test_the_volume_from_which_another_offer_is_better_is_named() -> None:
+    asked = intake(
+        incumbent={"provider": "openai", "model": "gpt-4.1", "arm": None},
+        quality={"rejected_answer_usd": None},
+        volume_per_month=1_000_000,
+        self_hosting={"requests_per_hour": 50_000, "always_on": True},
+    )
+    report = advised(asked, None, plan("bedrock", "nova-micro"), plan())
+    assert report.savings.offer is not None
+    assert report.savings.offer.startswith("bedrock")  # by the token, until a machine of one's own is busy enough
+    assert report.sensitivity is not None
+    rivals = [s for s in report.sensitivity.switches if s.rival]
+    assert rivals
+    assert [s.rival[:5] for s in rivals] == ["local"]
+    assert rivals[0].at is not None
+    assert 1e7 < rivals[0].at < 5e7

@@ -17,7 +17,7 @@ from tuneport.advisor.decide import VERDICT_WORDS, decide, verdict_if
 from tuneport.advisor.diagnosis import diagnose
 from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.experiments import Pilot, pilot_of
-from tuneport.advisor.facts import Arms, Situation, gather_facts, pick_arms
+from tuneport.advisor.facts import SUITE_ROWS, Arms, Situation, gather_facts, pick_arms
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, build_offers, choose_offer, dies, percentiles, ranked
@@ -45,12 +45,14 @@ from tuneport.advisor.simulation import (
     Drivers,
     Outcome,
     Setting,
+    Terms,
     cumulative,
     evaluate,
     offer_drivers,
     shared_drivers,
 )
 from tuneport.core.catalogue import Catalogue, Offering, load_catalogue
+from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.prices import PriceBook, load_prices
 
@@ -99,6 +101,7 @@ def build_report(
         offers=offers,
         routes=build_routes(desk, measurement, arms.current, now, simulation.shared, seed=seed),
         pilot=simulation.pilot(offers, candidates),
+        measuring_usd=_measuring(intake, now.terms),
         curve=learning_curve(intake, measurement, situation.training_rows, seed=seed),
     )
     if sensitivity:
@@ -129,6 +132,20 @@ def build_report(
     )
 
 
+def _measuring(intake: Intake, terms: Terms | None) -> Range | None:
+    """USD to ask today's model once for every row of a suite, without cache hits; None where a price is unknown."""
+    if terms is None:
+        return None
+    tokens = intake.tokens
+    each = (tokens.static + tokens.fresh) * terms.input * 1e-6 + tokens.output * terms.output * 1e-6
+    if terms.hour.high > 0:
+        if terms.requests_per_hour is None:
+            return None
+        rate = terms.requests_per_hour
+        each = each + terms.hour * Range(low=1 / rate.high, high=1 / rate.low)
+    return each * SUITE_ROWS
+
+
 def _parameters_b(desk: Desk, plans: Sequence[Plan]) -> float | None:
     """Billions of parameters of the base model that the spec names for this machine."""
     local = next((p for p in plans if p.provider == "local"), None)
@@ -146,7 +163,9 @@ def _with_verdicts(sensitivity: Sensitivity, situation: Situation) -> Sensitivit
         turned = {"p_saves": 0.0 if saves >= 0.5 else 1.0, "p_pays_back": 0.0 if saves >= 0.5 else 1.0}
     other = verdict_if(facts, turned)
     switches = tuple(
-        s if s.at is None else s.model_copy(update={"verdict": other, "statement": f"{s.statement} {_then(now, other, bool(turned))}"})
+        s
+        if s.at is None or s.rival
+        else s.model_copy(update={"verdict": other, "statement": f"{s.statement} {_then(now, other, bool(turned))}"})
         for s in sensitivity.switches
     )
     return sensitivity.model_copy(update={"switches": switches})
@@ -232,6 +251,32 @@ class _Simulation:
 
         return min(found.values(), key=order, default=None)
 
+    def _overtaken(self, offer: Offer) -> list[Switch]:
+        """The volumes from which, or up to which, another offer is worth more than this one: the nearest on either side."""
+        volume = float(np.median(self.shared["volume"]))
+        grid = volume * np.geomspace(1e-3, 1e3, 601)
+        values = {}
+        for name, (candidate, drivers, _) in self.kept.items():
+            assert candidate.terms is not None  # noqa: S101 - only offers with terms are kept
+            trial = {key: np.full(len(grid), float(np.median(v))) for key, v in drivers.items()} | {"volume": grid}
+            values[name] = evaluate(trial, candidate.terms, self.setting).npv
+        rivals = {o: npv for o, npv in values.items() if o != offer.id and self.kept[o][0].offer.quality == offer.quality}
+        if not rivals:
+            return []
+        found = []
+        for side, word in ((np.flatnonzero(grid > volume), "above"), (np.flatnonzero(grid < volume)[::-1], "below")):
+            for k in side:
+                best = max(rivals, key=lambda o: rivals[o][k])
+                if rivals[best][k] > max(values[offer.id][k], 0.0):
+                    statement = (
+                        f"Requests per month {word} {count(float(f'{grid[k]:.2g}'))}: {best} is worth more (now about {count(volume)})."
+                    )
+                    found.append(
+                        Switch(driver=LABELS["volume"], share=False, middle=volume, at=float(grid[k]), statement=statement, rival=best)
+                    )
+                    break
+        return found
+
     def cash_flow(self, offer: Offer) -> CashFlow:
         """Spent money over the horizon, at most a dozen points."""
         candidate, drivers, _ = self.kept[offer.id]
@@ -263,6 +308,7 @@ class _Simulation:
                 continue
             middle, at = switching_value(drivers, terms, setting, name)
             switches.append(_switch(name, middle, at))
+        switches += self._overtaken(offer)
         base = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, setting).npv
         return Sensitivity(offer=offer.id, middle_npv=float(base[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 

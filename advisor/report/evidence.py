@@ -29,8 +29,11 @@ def evidence_of(intake: Intake, measurement: Measurement | None) -> Evidence | N
         )
         for a in measurement.arms
     )  # fmt: skip
+    other = measurement.general
     return Evidence(
         suite=measurement.suite, suite_sha256=measurement.suite_sha256, rows=measurement.power.n, metric=intake.quality.metric,
         bar=intake.quality.bar, arms=arms, comparisons=measurement.comparisons, power=measurement.power, warnings=tuple(warnings),
         looks=measurement.looks, judges=measurement.judges, duels=measurement.duels,
+        general_suite=other.suite if other else "",
+        general=tuple(c for c in other.comparisons if c.metric == other.primary_metric) if other else (),
     )  # fmt: skip

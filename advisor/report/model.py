@@ -69,6 +69,8 @@ class Evidence(_Frozen):
     looks: tuple[Look, ...] = ()  # every time that the sealed test rows were scored
     judges: tuple[Judge, ...] = ()
     duels: tuple[Duel, ...] = ()
+    general_suite: str = ""  # what tuning has cost elsewhere: the suite's file, and the comparisons on its primary metric
+    general: tuple[Comparison, ...] = ()
 
 
 class CashPoint(_Frozen):
@@ -99,13 +101,17 @@ class SwingRow(_Frozen):
 
 
 class Switch(_Frozen):
-    """The value of one input at which the money changes sign; ``at`` None: none within reach."""
+    """The value of one input at which the money changes sign, or from which ``rival`` is the better offer.
+
+    ``at`` None: none within reach.
+    """
 
     driver: str
     share: bool  # the value is a share, shown in percent
     middle: float
     at: float | None
     statement: str
+    rival: str = ""  # id of the offer that is better beyond that value
     verdict: str = ""  # the verdict beyond that value; "" where no value is within reach
 
 
