@@ -15,7 +15,7 @@ from tuneport.core.errors import ProviderError
 from tuneport.local_backend.best import BestAdapter
 from tuneport.local_backend.config import Adapter
 from tuneport.local_backend.jobdir import write_atomically, write_json
-from tuneport.local_backend.models import TRAINING_STACK, packaged_models, packaged_name, remove_tree
+from tuneport.local_backend.models import TRAINING_STACK, base_fingerprint, packaged_models, packaged_name, remove_tree
 from tuneport.local_backend.story import validation_words
 from tuneport.local_backend.trainer import Run
 
@@ -76,6 +76,7 @@ def resolved(run: Run, best: BestAdapter) -> dict[str, Any]:
     """The configuration, what was seen, and every version that may change the result."""
     return {
         "config": run.config.model_dump(mode="json"),
+        "base_fingerprint": base_fingerprint(run.folder),
         "device": run.device,
         "total_steps": run.steps,
         "kept_step": best.step,

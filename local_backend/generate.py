@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from tuneport.core.errors import DataError, TuneportError
-from tuneport.local_backend.models import choose_device, load_adapter, load_model, load_tokenizer, locate, prepare, require_training_stack
+from tuneport.local_backend.models import (
+    check_base,
+    choose_device,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    locate,
+    prepare,
+    require_training_stack,
+)
 
 
 def replies(settings: dict[str, Any], requests: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -29,6 +38,7 @@ def replies(settings: dict[str, Any], requests: list[dict[str, Any]]) -> Iterato
     if settings.get("adapter"):
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - imports torch
 
+        check_base(Path(settings["adapter"]), folder)
         model = load_adapter(model, Path(settings["adapter"]))
         speed_up(model)
     from tuneport.local_backend.chat import prompt_ids, stop_tokens  # noqa: PLC0415

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -283,6 +284,51 @@ def check_vocabulary(tokenizer: Any, model: Any) -> None:
     if highest >= known:
         what = f"the tokenizer has token ids up to {highest}, but the model knows {known} tokens only"
         raise ProviderError(what, fix="use the tokenizer that belongs to this model", retry="no")
+
+
+def base_of(adapter: Path) -> dict[str, Any]:
+    """Base model, device and precision of an adapter, as far as known: from its own configuration, its job's, or PEFT's file."""
+    resolved = adapter / "resolved_config.json"
+    if resolved.exists():
+        config = json.loads(resolved.read_text(encoding="utf-8"))["config"]
+        return {name: config[name] for name in ("model", "device", "dtype")}
+    for parent in list(adapter.parents)[:2]:
+        with suppress(OSError, ValueError):
+            config = json.loads((parent / "config.json").read_text(encoding="utf-8"))
+            if "adapter" in config:
+                return {name: config[name] for name in ("model", "device", "dtype")}
+    return {"model": json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]}
+
+
+def base_fingerprint(folder: str) -> str | None:
+    """What tells one base model from another: a digest of its configuration's sizes and the beginning of its weights.
+
+    None for a hub id, whose files lie in the hub's own cache.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    with files[0].open("rb") as file:
+        digest.update(file.read(_HASH_BLOCK))
+    return digest.hexdigest()[:16]
+
+
+def check_base(adapter: Path, folder: str) -> None:
+    """Raise ProviderError when the adapter says that it was trained on other weights than those in ``folder``."""
+    resolved = adapter / "resolved_config.json"
+    trained_on = json.loads(resolved.read_text(encoding="utf-8")).get("base_fingerprint") if resolved.exists() else None
+    if trained_on is not None and base_fingerprint(folder) not in (None, trained_on):
+        what = f"the adapter in {adapter} was trained on another base than the one in {folder}: its weights differ"
+        raise ProviderError(what, fix="use the base it was trained on", retry="no")
+
+
+def stored_precision(folder: str) -> str:
+    """"bf16" or "fp32": in which of the two the model's weights are to be held without loss of what is stored."""
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    dtype = str(AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype)
+    return "bf16" if dtype.endswith("bfloat16") else "fp32"
 
 
 def load_adapter(model: Any, folder: Path) -> Any:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import tuneport
-from tuneport.core.errors import ProviderError
+from tuneport.core import errors
+from tuneport.core.errors import ProviderError, TuneportError
+from tuneport.core.secrets import redact
 from tuneport.local_backend.jobdir import JobDir
 
 LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
@@ -97,3 +102,40 @@ def start_generation(requests: Path, stderr: Path) -> subprocess.Popen[str]:
             text=True,
             encoding="utf-8",
         )
+
+
+def run_export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[list[Path], list[str]]:
+    """Make a whole model of an adapter, in a process of its own (``local_backend.export``); returns (what was made, notes on it).
+
+    Raises what the worker raised.
+    """
+    with tempfile.TemporaryDirectory(prefix="tuneport-export-") as folder:
+        settings = Path(folder) / "settings.json"
+        document = {"adapter": str(adapter.absolute()), "out": str(out.absolute()), "merge": merge, "gguf": gguf}
+        settings.write_text(json.dumps(document), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "tuneport.local_backend.export", str(settings)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=worker_environment(),
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+    reply = json.loads(done.stdout) if done.stdout.strip() else {}
+    if "fault" in reply:
+        raise worker_fault(reply)
+    if done.returncode != 0:
+        last = " / ".join(done.stderr.strip().splitlines()[-3:])
+        raise ProviderError(f"the export ended with status {done.returncode} ({redact(last)})", fix="free memory or disk, then try again")
+    return [Path(file) for file in reply["files"]], reply["notes"]
+
+
+def worker_fault(reply: dict[str, Any]) -> TuneportError:
+    """The error that a worker's reply tells of, as the same class of error."""
+    kind = getattr(errors, reply["kind"], ProviderError)
+    if kind is errors.MissingExtraError:
+        return errors.MissingExtraError(reply["fault"], "local")
+    plain = kind if kind not in (errors.SpecError, errors.RefusedError) else ProviderError
+    fault: TuneportError = plain(reply["fault"], fix=reply["fix"])
+    return fault

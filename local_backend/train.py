@@ -178,6 +178,7 @@ class Worker:
             config=config,
             job=self.job,
             model=model,
+            folder=folder,
             tokenizer=tokenizer,
             stops=stops,
             device=device,

@@ -38,6 +38,7 @@ class Run:
     config: TrainConfig
     job: JobDir
     model: Any  # in sft and cpt with its adapter; the other methods' trainers make theirs
+    folder: str  # where the base model lies, or its hub id
     tokenizer: Any
     stops: frozenset[int]  # tokens that end an answer
     device: str

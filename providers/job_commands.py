@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,14 @@ from tuneport.providers.commands import as_billed, plans_for
 if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
     from tuneport.core.jobs import Update
+
+class GGUF(StrEnum):
+    """Precision of the matrices in a GGUF file."""
+
+    bf16 = "bf16"
+    q8_0 = "q8_0"
+    f32 = "f32"
+
 
 _WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
 
@@ -198,13 +207,26 @@ def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
     terminal.console().print(listing)
 
 
-def export(job: JobArgument, out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path(".")) -> None:
+def export(
+    job: JobArgument,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path("."),
+    merge: Annotated[bool, typer.Option("--merge", help="Also a whole model, adapter and base in one, in OUT/merged.")] = False,
+    gguf: Annotated[GGUF | None, typer.Option("--gguf", help="Also one GGUF file for llama.cpp, in this precision.")] = None,
+) -> None:
     """Download the tuned weights, where the provider gives them.
 
-    Goes on where an earlier download broke off.
+    Goes on where an earlier download broke off. Merged weights are compared with the adapter's answers before they are kept.
     """
     for path in find_job(job).download(out):
         print(path)
+    if merge or gguf:
+        from tuneport.local_backend.process import run_export
+
+        made, notes = run_export(out, out, merge=merge, gguf=gguf.value if gguf else None)
+        for path in made:
+            print(path)
+        for note in notes:
+            typer.echo(note, err=True)
 
 
 def delete(job: JobArgument, yes: YesOption = False) -> None:

@@ -18,7 +18,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tuneport.core import errors
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import ProviderError, RefusedError, TuneportError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
@@ -29,8 +28,8 @@ from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, holds_model, write_atomically
-from tuneport.local_backend.models import locate, packaged_name, require_training_stack
-from tuneport.local_backend.process import start_generation, start_worker
+from tuneport.local_backend.models import base_of, locate, packaged_name, require_training_stack
+from tuneport.local_backend.process import start_generation, start_worker, worker_fault
 from tuneport.local_backend.records import write_records
 from tuneport.providers.exchange import split
 from tuneport.providers.local.compile import compile_plan
@@ -346,10 +345,10 @@ class LocalProvider:
         own = adapter / "chat_template.jinja"
         settings["chat_template"] = str(own) if own.exists() else None
         if holds_model(adapter):  # full tuning
-            return settings | _base_of(adapter) | {"model": str(adapter)}
+            return settings | base_of(adapter) | {"model": str(adapter)}
         if not holds_adapter(adapter):
             raise ProviderError(f"{folder} holds no finished adapter", fix="wait for the job, or name an adapter's folder", retry="no")
-        return settings | {"adapter": str(adapter)} | _base_of(adapter)
+        return settings | {"adapter": str(adapter)} | base_of(adapter)
 
 
 def _phase(job: JobDir) -> tuple[str, WorkerState | None]:
@@ -374,20 +373,6 @@ def _interrupted(job: JobDir, step: int, total: int | None) -> str:
     return f"the worker ended without a result {where} (killed? see {job.log}); go on {start} with: tuneport resume"
 
 
-def _base_of(adapter: Path) -> dict[str, Any]:
-    """Base model, device and precision of an adapter: from its own configuration, its job's, or PEFT's file."""
-    resolved = adapter / "resolved_config.json"
-    if resolved.exists():
-        config = json.loads(resolved.read_text(encoding="utf-8"))["config"]
-        return {name: config[name] for name in ("model", "device", "dtype")}
-    for parent in list(adapter.parents)[:2]:
-        with suppress(OSError, ValueError):
-            config = json.loads((parent / "config.json").read_text(encoding="utf-8"))
-            if "adapter" in config:
-                return {name: config[name] for name in ("model", "device", "dtype")}
-    return {"model": json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]}
-
-
 def _copy_template(source: Path, target: Path) -> None:
     try:
         write_atomically(target, source.expanduser().read_text(encoding="utf-8"))
@@ -398,11 +383,7 @@ def _copy_template(source: Path, target: Path) -> None:
 def _reply(line: dict[str, Any]) -> ChatReply:
     """A line of the worker as a reply. Raises the fault that a line may hold instead, as the same class of error."""
     if "fault" in line:
-        kind = getattr(errors, line["kind"], ProviderError)
-        if kind is errors.MissingExtraError:
-            raise errors.MissingExtraError(line["fault"], "local")
-        plain = kind if kind not in (errors.SpecError, errors.RefusedError) else ProviderError
-        raise plain(line["fault"], fix=line["fix"])
+        raise worker_fault(line)
     return ChatReply(
         id=line["id"],
         text=line.get("text", ""),

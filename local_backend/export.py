@@ -1,0 +1,147 @@
+"""The export worker: ``python -m tuneport.local_backend.export SETTINGS.json``. Makes whole models of adapters.
+
+Settings: {"adapter": folder of an adapter or of a fully tuned model, "out": folder, "merge": bool, "gguf": precision or null}.
+The reply goes to stdout as one JSON line: {"files": [...], "notes": [...]} or {"fault", "kind", "fix"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tuneport.core.errors import ProviderError, TuneportError
+from tuneport.local_backend.jobdir import holds_model
+from tuneport.local_backend.models import (
+    base_of,
+    check_base,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    locate,
+    prepare,
+    remove_tree,
+    require_training_stack,
+    stored_precision,
+)
+
+PROBE = (
+    "The quick brown fox jumps over the lazy dog. Dear customer, your order 4711 has left our warehouse.\n"
+    'def total(rows):\n    return sum(row["price"] for row in rows)\n'
+)
+"""Text on which merged and unmerged weights are compared."""
+LOST = 0.1
+"""Share of what the adapter changed that merging may lose: rounding in bf16 costs well below this."""
+NOTHING = 1e-3
+"""Divergence in nats per token below which two models count as the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far the merged model's next-token distributions are from the adapter's, in nats per token; and the base's, to compare."""
+
+    merged: float
+    base: float
+
+    @property
+    def good(self) -> bool:
+        """Did merging keep what was learnt?"""
+        return self.merged <= max(NOTHING, LOST * self.base)
+
+
+def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[list[Path], list[str]]:
+    """Make ``out/merged`` and ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
+
+    Raises ProviderError for an adapter that cannot be merged, and when the merged weights do not answer as the adapter does.
+    """
+    require_training_stack()
+    made: list[Path] = []
+    notes: list[str] = []
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as scratch:
+        whole = adapter
+        if not holds_model(adapter):
+            whole = Path(scratch) / "merged"
+            notes.append(_merge(adapter, whole))
+        if gguf:
+            from tuneport.local_backend.gguf_file import write_gguf  # noqa: PLC0415 - imports torch
+
+            target = out / f"model-{gguf}.gguf"
+            write_gguf(whole, target, gguf)
+            made.append(target)
+        if merge and whole == adapter:
+            notes.append(f"{adapter} is a whole model already; there is nothing to merge")
+        elif merge:
+            remove_tree(out / "merged")
+            whole.rename(out / "merged")
+            made.append(out / "merged")
+    return made, notes
+
+
+def _merge(adapter: Path, target: Path) -> str:
+    import torch  # noqa: PLC0415
+
+    kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+    if kind != "LORA":
+        what = f"an adapter of type {kind} has no weights that could be merged into the base"
+        raise ProviderError(what, fix="serve it beside its base (tuneport serve)", retry="no")
+    name = str(base_of(adapter)["model"])
+    folder = prepare(locate(name))
+    check_base(adapter, folder)
+    template = adapter / "chat_template.jinja"
+    tokenizer = load_tokenizer(folder, template if template.exists() else None, chats=False)
+    precision = stored_precision(folder)
+    base = load_model(folder, dtype=precision, device="cpu", training=False)
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    with torch.inference_mode():
+        before = base(ids).logits.float().log_softmax(-1)
+    model = load_adapter(base, adapter)
+    with torch.inference_mode():
+        wanted = model(ids).logits.float().log_softmax(-1)
+    merged = model.merge_and_unload(safe_merge=True)
+    with torch.inference_mode():
+        got = merged(ids).logits.float().log_softmax(-1)
+    agreement = Agreement(_divergence(wanted, got), _divergence(wanted, before))
+    if not agreement.good:
+        raise ProviderError(
+            f"merging in {precision} loses too much: {agreement.merged:.2g} nats per token from the adapter's answers, where the "
+            f"adapter itself moved {agreement.base:.2g}",
+            fix="serve the adapter beside its base (tuneport serve), or train longer",
+            retry="no",
+        )
+    merged.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    for note in ("README.md", "resolved_config.json"):
+        if (adapter / note).exists():
+            shutil.copy(adapter / note, target / note)
+    near, far = f"{agreement.merged:.2g}", f"{agreement.base:.2g}"
+    return f"merged in {precision}: {near} nats per token from the adapter's answers, which are {far} from the base's"
+
+
+def _divergence(wanted: Any, got: Any) -> float:
+    """Mean Kullback-Leibler divergence of next-token distributions, in nats per token."""
+    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+
+
+def main(arguments: list[str]) -> int:
+    """Entry point. stdout carries the reply only: whatever the libraries print goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    with out:
+        try:
+            made, notes = export(Path(settings["adapter"]), Path(settings["out"]), merge=settings["merge"], gguf=settings["gguf"])
+        except TuneportError as error:
+            out.write(json.dumps({"fault": error.what, "kind": type(error).__name__, "fix": error.fix}) + "\n")
+            return error.exit_code
+        out.write(json.dumps({"files": [str(path) for path in made], "notes": notes}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
