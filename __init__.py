@@ -110,8 +110,13 @@ def submit(spec: JobSpec, provider: str, *, planned: Plan | None = None) -> Job:
 
 
 def jobs(limit: int | None = 50) -> list[Job]:
-    """The jobs in the ledger, newest first; asks no vendor. Raises LedgerError when there is no ledger."""
-    return engine(create=False).jobs(limit=limit)
+    """The jobs in the ledger, newest first; asks no vendor. None where no ledger is yet. Raises LedgerError when it cannot be read."""
+    from tuneport.core.errors import NoLedgerError
+
+    try:
+        return engine(create=False).jobs(limit=limit)
+    except NoLedgerError:
+        return []
 
 
 def advise(

@@ -366,7 +366,9 @@ def lifetime_warnings(offering: Offering, today: date) -> tuple[PlanWarning, ...
     """What the user should know of the model's future. Codes: closed, lifetime, eligibility, stale, unknown_model."""
     if not offering.known:
         message = f"the catalogue knows nothing of {offering.vendor_id} at {offering.provider}: limits, lifetime and size are unchecked"
-        return (PlanWarning(code="unknown_model", message=message),)
+        known = (name for o in load_catalogue().models() if o.provider == offering.provider for name in (o.model, o.vendor_id))
+        close = difflib.get_close_matches(offering.vendor_id, sorted(set(known)), n=1, cutoff=0.8)
+        return (PlanWarning(code="unknown_model", message=f"{message}; did you mean {close[0]}?" if close else message),)
     life = offering.lifetime
     found: list[PlanWarning] = []
     if reason := closed(offering, today):

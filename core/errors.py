@@ -11,6 +11,7 @@
     │   └── VendorClosedError 8   the vendor takes no jobs (any more) from this account: do not retry
     ├── JobFailedError        9   the job ended as failed or cancelled
     ├── LedgerError          10   the ledger cannot be read or written
+    │   └── NoLedgerError    10   there is none yet
     ├── MissingExtraError    11   an optional dependency is not installed
     ├── CatalogueError       12   an unknown model, or a faulty catalogue or price file
     └── GateError            13   ``evaluate --gate``: the tuned model is worse, or not shown to be good enough
@@ -153,6 +154,10 @@ class LedgerError(TuneportError):
     """The ledger cannot be opened, read or written."""
 
     exit_code = 10
+
+
+class NoLedgerError(LedgerError):
+    """There is no ledger yet: nothing was ever submitted from here."""
 
 
 class MissingExtraError(TuneportError):

@@ -157,7 +157,7 @@ class Job:
         if self.state is not JobState.SUCCEEDED:
             why = f": {self.message}" if self.message else ""
             what = f"job {self.id} at {self.provider} ended as {self.state.value}{why}"
-            raise JobFailedError(what, fix=f"see: tuneport events {self.id}")
+            raise JobFailedError(what, fix=f"see: tuneport logs {self.id}")
         return self
 
     def events(self) -> Iterator[JobEvent]:

@@ -126,7 +126,13 @@ def compile_for(provider: Provider, spec: JobSpec, data: JobData, today: date | 
     if not own:
         return plan
     mark = f"set by overrides.{provider.name}"
-    outcomes = (o.model_copy(update={"note": f"{o.note} ({mark})" if o.note else mark}) if o.path in own else o for o in plan.outcomes)
+    outcomes = []
+    for o in plan.outcomes:
+        if o.path == "overrides":  # the spec that was compiled has none left
+            note = HANDLED_BY_TUNEPORT[o.path]
+            outcomes.append(FieldOutcome(path=o.path, outcome="mapped", value={provider.name: own}, wire="(tuneport)", note=note))
+        else:
+            outcomes.append(o.model_copy(update={"note": f"{o.note} ({mark})" if o.note else mark}) if o.path in own else o)
     return plan.model_copy(update={"outcomes": tuple(outcomes)})
 
 

@@ -97,7 +97,7 @@ def validate(model: type[_Model], document: dict[str, Any], source: str, lines: 
     if model is JobSpec:
         faults |= {str(f): f for f in (*_exclusive_faults(document), *_plugin_faults(document))}
     if isinstance(result, JobSpec):
-        faults |= {str(f): f for f in _override_faults(result)}
+        faults |= {str(f): f for f in _provider_faults(result)}
     if result is None or faults:
         lines = lines or {}
         placed = [Fault(f"{f.path} (line {lines[f.path]})", f.met, f.expected, f.hint) if f.path in lines else f for f in faults.values()]
@@ -147,11 +147,22 @@ def _plugin_faults(document: Mapping[str, Any]) -> list[Fault]:
     ]
 
 
-def _override_faults(spec: JobSpec) -> list[Fault]:
+def _provider_faults(spec: JobSpec) -> list[Fault]:
+    """Providers that do not exist, under model and overrides, and overrides that do not fit."""
     faults = []
+    names = _provider_names()
+    if isinstance(spec.model, dict):
+        for provider in spec.model:
+            if provider not in names:
+                faults.append(Fault(f"model.{provider}", "an unknown provider", "an installed provider", _unknown_hint(provider, names)))
+    return faults + _override_faults(spec, names)
+
+
+def _override_faults(spec: JobSpec, names: list[str]) -> list[Fault]:
+    faults: list[Fault] = []
     paths = _all_paths()
     for provider, own in (spec.overrides or {}).items():
-        if provider not in (names := _provider_names()):
+        if provider not in names:
             hint = _unknown_hint(provider, names)
             faults.append(Fault(f"overrides.{provider}", "an unknown provider", "an installed provider", hint))
         for path in own:

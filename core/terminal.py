@@ -80,15 +80,15 @@ def plain(value: Any) -> dict[str, Any]:
     return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in asdict(value).items()}
 
 
-def short(value: Any) -> str:
-    """A spec value in at most 40 characters."""
+def short(value: Any, longest: int = 40) -> str:
+    """A spec value in at most so many characters."""
     import json
 
     if isinstance(value, float):
         value = float(f"{value:.6g}")
         value = int(value) if value.is_integer() else value
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def usd(amount: float) -> str:

@@ -94,14 +94,17 @@ def as_billed(plans: Mapping[str, Plan]) -> dict[str, Plan]:
 def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, TuneportError], every_field: bool) -> None:
     from rich.text import Text
 
+    from tuneport.core.plan import HANDLED_BY_TUNEPORT
+
     console = terminal.console()
-    overview = terminal.table("provider", "base model", "training cost", "time", "")
+    overview = terminal.table("provider", "base model", "training cost", "time", "ready")
     for name, one in plans.items():
-        verdict = Text("refused", "red") if one.refusals else Text("✓", "green")
-        overview.add_row(name, one.vendor_model, terminal.money(one.cost), terminal.duration(one.time), verdict)
+        overview.add_row(name, one.vendor_model, terminal.money(one.cost), terminal.duration(one.time), _verdict(spec, one))
     for name, why in missing.items():
         overview.add_row(name, Text("–", "dim"), "", "", Text(why.what, "red"))
     console.print(overview)
+    if not plans:
+        return
 
     fields = terminal.table("field", "value", *plans)
     for column in fields.columns:
@@ -110,12 +113,32 @@ def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, 
         cells = [next((o for o in p.outcomes if o.path == path), None) for p in plans.values()]
         sent = any(c and c.wire != "(tuneport)" and c.value is not None for c in cells)
         if every_field or sent:
-            shown = "by provider" if isinstance(value, dict) else "–" if value is None else terminal.short(value)
+            shown = "by provider" if isinstance(value, dict) else "–" if value is None else terminal.short(value, 24)
             fields.add_row(path, shown, *(_mark(c, value) for c in cells))
     console.print(fields)
-    console.print("[dim]✓ sent   ~ sent in another form (below)   · left to the provider   ✗ refused[/]\n", highlight=False)
+    own = [path for path in HANDLED_BY_TUNEPORT if any(o.path == path and o.value is not None for p in plans.values() for o in p.outcomes)]
+    console.print(f"[dim]carried out by tuneport itself: {', '.join(own)}[/]", highlight=False)
+    console.print("[dim]✓ sent   ~ sent in another form   · left to the provider   ✗ refused[/]", highlight=False)
+    console.print("[dim]! look at this   $ what the price stands on   t what the time stands on[/]\n", highlight=False)
     for name, one in plans.items():
         _show_notes(name, one, every_field)
+
+
+def _verdict(spec: JobSpec, one: Plan) -> Text:
+    """Whether the plan can be submitted as it is: what keeps it from that, in two or three words."""
+    from rich.text import Text
+
+    codes = {warning.code for warning in one.warnings}
+    limit, cost = spec.budget.max_usd, one.cost.usd
+    if one.refusals:
+        return Text("✗ refused", "red")
+    if "closed" in codes:
+        return Text("✗ closed", "red")
+    if limit is not None and (cost is None or cost.high > limit):
+        return Text("✗ cost unknown" if cost is None else "✗ over budget", "red")
+    if "needed-to-submit" in codes:
+        return Text("! options missing", "yellow")
+    return Text("! unknown model", "yellow") if "unknown_model" in codes else Text("✓", "green")
 
 
 def _mark(outcome: FieldOutcome | None, wanted: Any) -> Text:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+import tuneport
 from tuneport.core import terminal
 from tuneport.core.errors import JobFailedError, RefusedError, UsageError
 from tuneport.core.job import JobState
 from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
+from tuneport.providers import registry
 from tuneport.providers.commands import as_billed, plans_for
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def submit(
     It is written to the ledger before the provider hears of it.
     """
     from tuneport.core.spec_file import load_spec
+    from tuneport.core.submission import check_before_spending
 
     loaded = load_spec(spec)
     plans, missing = plans_for(loaded, [provider])
@@ -51,10 +54,13 @@ def submit(
     if one.refusals:
         raise RefusedError(provider, one.refusals)
     console = terminal.console()
-    price = terminal.money(as_billed({provider: one})[provider].cost)  # the engine corrects by itself what it is given
-    console.print(f"{provider} will train [bold]{escape(one.vendor_model)}[/] by {loaded.method}: {price}, {terminal.duration(one.time)}")
+    shown = as_billed({provider: one})[provider]  # the engine corrects by itself what it is given
+    price, time = terminal.money(shown.cost), terminal.duration(one.time)
+    console.print(f"{provider} will train [bold]{escape(one.vendor_model)}[/] by {loaded.method}: {price}, {time}", highlight=False)
     for warning in one.warnings:
-        console.print(f"[yellow]![/] {escape(warning.message)}")
+        console.print(f"[yellow]![/] {escape(warning.message)}", highlight=False)
+    registry.require(provider)  # nobody is asked about a job that cannot be made
+    check_before_spending(loaded, shown)
     consent(f"Submit for {price}?", yes, "submitting")
     with terminal.progress_bar() as on_progress:
         job = _engine().submit(loaded, one, on_progress=on_progress)
@@ -74,9 +80,12 @@ def jobs(
     if costs:
         _show_costs(limit, as_json)
         return
-    found = _engine(create=False).jobs(limit=limit)
+    found = tuneport.jobs(limit)
     if as_json:
         terminal.print_json([_job_facts(job) for job in found])
+        return
+    if not found:
+        terminal.console().print("no jobs yet: make one with tuneport submit SPEC --provider NAME", highlight=False)
         return
     listing = terminal.table("job", "provider", "model", "method", "state", "estimate", "billed", "submitted (UTC)", "tuned model")
     for job in found:
@@ -142,20 +151,22 @@ def watch(
     if jobs and len(jobs) == 1:
         _watch(find_job(jobs[0]))
         return
-    engine = _engine(create=False)
-    found = [find_job(name) for name in jobs] if jobs else engine.jobs(limit=None, states=[s for s in JobState if not s.terminal])
+    found = [find_job(name) for name in jobs] if jobs else [job for job in tuneport.jobs(None) if not job.state.terminal]
     if found:
-        _watch_many(engine, found)
+        _watch_many(_engine(create=False), found)
     else:
         terminal.console().print("no job is under way")
 
 
 def events(job: JobArgument, as_json: JsonOption = False) -> None:
     """The job's events so far, oldest first."""
-    found = list(find_job(job).events())
+    handle = find_job(job)
+    found = list(handle.events())
     if as_json:
         terminal.print_json([{"at": e.at.isoformat(), "level": e.level, "message": e.message, "metrics": e.metrics} for e in found])
         return
+    if not found:
+        terminal.console().print(f"{handle.provider} has told nothing yet; what happened here: tuneport logs {handle.id}", highlight=False)
     for event in found:
         metrics = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k != "step" or "step" not in event.message)
         terminal.console().print(f"[dim]{event.at:%H:%M:%S}[/] {escape(event.message)} [cyan]{metrics}[/]", highlight=False)
@@ -169,7 +180,10 @@ def logs(job: JobArgument) -> None:
 
 def cancel(job: JobArgument) -> None:
     """Ask the provider to stop a job."""
-    _show_job(find_job(job).cancel())
+    handle = find_job(job)
+    if handle.state.terminal:
+        raise UsageError(f"job {handle.id} has ended as {handle.state} and cannot be cancelled", fix="see: tuneport jobs")
+    _show_job(handle.cancel())
 
 
 def pause(job: JobArgument) -> None:
@@ -320,18 +334,41 @@ def _watch_many(engine: Engine, jobs: list[Job]) -> None:
     without = [f"{job.id} {job.state}" for job in found if job.state is not JobState.SUCCEEDED]
     console.print(f"{len(found) - len(without)} of {len(found)} jobs have a model")
     if without:
-        raise JobFailedError(f"no model from {', '.join(without)}", fix="see: tuneport events JOB")
+        raise JobFailedError(f"no model from {', '.join(without)}", fix="see: tuneport logs JOB")
 
 
 def _show_job(job: Job) -> None:
     record = job.record
     listing = terminal.table("", "", header=False)
-    for name, value in _job_facts(job).items():
-        if value is not None and name != "events":
-            listing.add_row(name.replace("_", " "), str(value))
+    for name, value in _job_lines(job).items():
+        if value is not None:
+            listing.add_row(name, escape(value))
     terminal.console().print(listing)
     if record.read_error and not record.state.terminal:
         terminal.console().print(f"[yellow]![/] {escape(job.freshness)}")
+
+
+def _job_lines(job: Job) -> dict[str, str | None]:
+    """What a person wants to know of a job."""
+    r = job.record
+    low, high = r.estimate_low_usd, r.estimate_high_usd
+    raw = f" ({r.raw_state})" if r.raw_state and r.raw_state != str(r.state) else ""
+    return {
+        "job": r.id,
+        "provider": r.provider,
+        "model": r.model,
+        "method": r.method,
+        "state": f"{r.state}{raw}",
+        "said": r.message or None,
+        "progress": None if r.progress is None else f"{r.progress:.0%}",
+        "there known as": r.ref,
+        "tuned model": r.tuned_model,
+        "estimate": "unknown" if low is None or high is None else terminal.usd_range(low, high),
+        "billed": None if r.billed_usd is None else terminal.usd(r.billed_usd),
+        "tokens billed": None if r.billed_tokens is None else f"{r.billed_tokens:,}",
+        "submitted": f"{r.created_at:%Y-%m-%d %H:%M} UTC",
+        "seen": f"{r.last_seen_at:%Y-%m-%d %H:%M} UTC" if r.last_seen_at else None,
+    }
 
 
 def _job_facts(job: Job) -> dict[str, Any]:

@@ -10,10 +10,11 @@ import difflib
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
-from tuneport.core.errors import UsageError
+from tuneport.core.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:  # listing providers must not load the spec's models
     from tuneport.core.provider import Provider
@@ -61,6 +62,13 @@ def entries() -> dict[str, Entry]:
 def names() -> tuple[str, ...]:
     """The names of all providers."""
     return tuple(entries())
+
+
+def require(name: str) -> None:
+    """Raises MissingExtraError when what submitting to a provider needs is not installed."""
+    entry = entries()[name]
+    if entry.extra and find_spec(entry.sdk) is None:
+        raise MissingExtraError(f"{entry.title} needs the package {entry.sdk}", entry.extra)
 
 
 def get(name: str, options: Any = None) -> Provider:

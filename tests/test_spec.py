@@ -174,3 +174,10 @@ def test_any_document_either_loads_or_is_refused_with_its_faults(document: dict[
         assert found and all(fault.path and fault.expected for fault in found)
     else:
         assert load_spec(json.loads(spec.model_dump_json(exclude_none=True))) == spec
+
+
+def test_a_misspelt_provider_under_model_is_a_fault() -> None:
+    with pytest.raises(SpecError) as raised:
+        load_spec({"model": {"togehter": "qwen3.5-9b", "local": "x"}, "data": {"train": "a.jsonl"}})
+    (fault,) = raised.value.faults
+    assert (fault.path, fault.hint) == ("model.togehter", "did you mean `together`?")

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, NullPool, Pool, create_engine, event,
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from tuneport.core.errors import LedgerError, MissingExtraError
+from tuneport.core.errors import LedgerError, MissingExtraError, NoLedgerError
 from tuneport.core.ledger.locks import Locks, database_locks
 
 DEFAULT_PATH = Path(".tuneport") / "ledger.db"
@@ -38,7 +38,7 @@ def open_database(location: str | Path | None, *, create: bool) -> tuple[Engine,
     if url.drivername.startswith("sqlite"):
         path = Path(url.database or "")
         if not create and not path.exists():
-            raise LedgerError(f"there is no ledger at {path}", fix=f"submit a job first, or point {ENVIRONMENT} at the ledger")
+            raise NoLedgerError(f"there is no ledger at {path}", fix=f"submit a job first, or point {ENVIRONMENT} at the ledger")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
