@@ -58,7 +58,7 @@ def decode(model: Any, prompts: Sequence[Prompt], *, stops: frozenset[int], pad:
     if not prompts:
         return
     with torch.inference_mode():
-        model, prefix, virtual = _virtual_tokens(model)
+        model, prefix, virtual = virtual_tokens(model)
         shared = common_prefix(prompts)
         longer = _prefix_cache(model, prompts[0].ids[:shared], prefix) if shared else None
         if longer is None:
@@ -69,7 +69,7 @@ def decode(model: Any, prompts: Sequence[Prompt], *, stops: frozenset[int], pad:
             yield from _fitting(model, batch, shared, virtual, prefix, stops, pad)
 
 
-def _virtual_tokens(model: Any) -> tuple[Any, Any, int]:
+def virtual_tokens(model: Any) -> tuple[Any, Any, int]:
     """(model to call, keys and values of its virtual tokens, how many they are).
 
     To the base model a learnt prefix or prompt is nothing but a cache that stands before every conversation. Raises

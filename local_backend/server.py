@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
@@ -163,9 +163,9 @@ class Models:
         told |= {"prompt_tokens": len(ids), "completion_tokens": 0}
         sampling = Sampling(body.temperature, body.top_p, body.seed)
         text, end = Text(tokenizer, body.stop), "stop"
-        with self._lock, self._switched(own):
+        with self._lock, self._switched(own) as model:
             stops = stop_tokens(tokenizer, self._model.generation_config)
-            for token in tokens(self._model, ids, most=most, stops=stops, sampling=sampling):
+            for token in tokens(model, ids, most=most, stops=stops, sampling=sampling):
                 told["completion_tokens"] += 1
                 if piece := text.add(token):
                     yield piece, None
@@ -177,11 +177,17 @@ class Models:
             yield piece, None
         yield "", "stop" if text.stopped else end
 
-    def _switched(self, own: str | None) -> Any:
+    @contextmanager
+    def _switched(self, own: str | None) -> Iterator[Any]:
+        """The model with this adapter, or with none."""
         if own is not None:
             self._model.set_adapter(own)
-            return nullcontext()
-        return self._model.disable_adapter() if hasattr(self._model, "disable_adapter") else nullcontext()
+            yield self._model
+        elif hasattr(self._model, "disable_adapter"):
+            with self._model.disable_adapter():
+                yield self._model.get_base_model()
+        else:
+            yield self._model
 
     def _tokenizer(self, folder: str, template: str | None) -> Any:
         if template not in self._tokenizers:

@@ -5,11 +5,14 @@ Batched answers for measuring come from ``decode``; with temperature 0 both choo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from tuneport.local_backend.decode import virtual_tokens
 
 REPLACEMENT = "\ufffd"
 """What a tokenizer writes for bytes that are not yet a whole character."""
@@ -31,7 +34,10 @@ def tokens(model: Any, ids: Sequence[int], *, most: int, stops: frozenset[int], 
         generator.manual_seed(sampling.seed)
     else:
         generator.seed()
-    step, cache = torch.tensor([list(ids)], device=model.device), None
+    with torch.inference_mode():
+        model, cache, _ = virtual_tokens(model)
+    cache = copy.deepcopy(cache)  # it grows with the answer
+    step = torch.tensor([list(ids)], device=model.device)
     for _ in range(most):
         with torch.inference_mode():
             out = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1)

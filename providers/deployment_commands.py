@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -157,33 +158,40 @@ def chat(
 
 
 def serve(
-    jobs: Annotated[list[str], typer.Argument(help="Local jobs on one base; each is called by its id.", metavar="JOB...")],
+    names: Annotated[
+        list[str], typer.Argument(help="Local jobs, or exported adapters (folders, archives), on one base.", metavar="JOB|PATH...")
+    ],
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
     ttl: Annotated[str | None, typer.Option("--ttl", help="End after this time, e.g. 2h.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="Base model, where an exported adapter names it in a vendor's words.")] = None,
 ) -> None:
     """Serve local jobs on loopback, as OpenAI does.
 
-    Runs in this terminal until Ctrl-C. Several jobs of one base are served together, each under its id.
+    Runs in this terminal until Ctrl-C. Several adapters of one base are served together, each under its job's id or its file's name.
     """
     from tuneport.local_backend.server import ServedModel, ServerConfig
     from tuneport.local_backend.server import serve as run
     from tuneport.providers.local.client import LocalProvider
 
-    handles = [find_job(name) for name in dict.fromkeys(jobs)]
-    if foreign := next((handle for handle in handles if handle.provider != "local"), None):
-        what = f"job {foreign.id} was trained at {foreign.provider}, and only local jobs are served here"
-        raise UsageError(what, fix=f"tuneport deploy {foreign.id}, or export its adapter first")
-    answering = [(handle.id, LocalProvider().answering(handle.model.name)) for handle in handles]
-    bases = {(one["model"], one["device"], one["dtype"]) for _, one in answering}
+    answering: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if Path(name).exists():
+            answering[Path(name).name.partition(".tar")[0]] = LocalProvider().answering(f"local:{Path(name).absolute()}")
+            continue
+        handle = find_job(name)
+        if handle.provider != "local":
+            what = f"job {handle.id} was trained at {handle.provider}, and only what lies on this machine is served here"
+            raise UsageError(what, fix=f"tuneport deploy {handle.id}, or tuneport export {handle.id} and serve the folder")
+        answering[handle.id] = LocalProvider().answering(handle.model.name)
+    bases = {(base or one["model"], one["device"], one["dtype"]) for one in answering.values()}
     if len(bases) > 1:
-        raise UsageError("these jobs do not share one base model, device and precision", fix="serve each by itself, on a port of its own")
-    base, device, dtype = bases.pop()
-    served = [ServedModel(name=name, adapter=one["adapter"], chat_template=one["chat_template"]) for name, one in answering]
-    config = ServerConfig(base=base, device=device, dtype=dtype, models=tuple(served), port=port, ttl_s=seconds(ttl))
+        raise UsageError("these do not share one base model, device and precision", fix="serve each by itself, on a port of its own")
+    model, device, dtype = bases.pop()
+    served = [ServedModel(name=name, adapter=one["adapter"], chat_template=one["chat_template"]) for name, one in answering.items()]
+    config = ServerConfig(base=model, device=device, dtype=dtype, models=tuple(served), port=port, ttl_s=seconds(ttl))
 
     def ready(at: int) -> None:
-        names = ", ".join(name for name, _ in answering)
-        terminal.console().print(f"http://127.0.0.1:{at}/v1 serves {names}; Ctrl-C ends it", highlight=False)
+        terminal.console().print(f"http://127.0.0.1:{at}/v1 serves {', '.join(answering)}; Ctrl-C ends it", highlight=False)
 
     run(config, on_ready=ready)
 

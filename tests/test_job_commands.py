@@ -61,7 +61,8 @@ def test_status_shows_what_stands_in_brackets(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = bench.submit()
-    bench.ledger.observe(job.id, RemoteJob(job.ref or "", JobState.FAILED, "broken", message="install it with: pip install 'tuneport[openai]'"))
+    said = "install it with: pip install 'tuneport[openai]'"
+    bench.ledger.observe(job.id, RemoteJob(job.ref or "", JobState.FAILED, "broken", message=said))
     job_commands.status(job.id)
     shown = capsys.readouterr().out
     assert "tuneport[openai]" in shown

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
+import io
 import json
 import os
+import shutil
 import signal
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +25,14 @@ if not all(find_spec(library) for library in ("torch", "peft", "openai")):
 
 import openai
 
+from tuneport.core.data.compressed import zstd
 from tuneport.core.deployment import DeploymentRequest, DeploymentState, RemoteDeployment, Tuned
 from tuneport.core.deployment_plan import DeploymentPlan
 from tuneport.core.errors import ProviderError, RefusedError
 from tuneport.core.options import LocalOptions
 from tuneport.core.provider import ChatRequest
-from tuneport.local_backend.server import Models, ServedModel, Server, ServerConfig, serve
+from tuneport.local_backend.generate import replies
+from tuneport.local_backend.server import ChatBody, Models, ServedModel, Server, ServerConfig, serve
 from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_tiny import write_model
 
@@ -89,9 +95,9 @@ def test_adapters_on_one_base_answer_by_their_names(client: openai.OpenAI, folde
         assert texts.setdefault(name, answer.choices[0].message.content) == answer.choices[0].message.content
     assert len(set(texts.values())) == 3
     # The same as the batched decoder says, which measures them.
-    provider = LocalProvider(LocalOptions(device="cpu", dtype="fp32"), jobs=folder / "jobs")
-    (reply,) = provider.chat(str(folder / "tiny"), [ChatRequest("1", ASK, 12)])
-    assert reply.text == texts["base"]
+    settings = {"model": str(folder / "tiny"), "device": "cpu", "dtype": "fp32"}
+    (reply,) = replies(settings, [{"id": "1", "messages": ASK, "max_tokens": 12}])
+    assert reply["text"] == texts["base"]
 
 
 def test_a_stream_holds_the_same_text_as_the_whole_answer(client: openai.OpenAI) -> None:
@@ -154,6 +160,55 @@ def test_one_answer_at_a_time_keeps_each_adapter_to_its_own(client: openai.OpenA
     assert len(found) == 6 and all(text == alone[name] for name, text in found)
 
 
+@pytest.mark.parametrize("ending", [".tar.gz", ".tar.zst", ""])
+def test_an_exported_adapter_loads(
+    folder: Path, client: openai.OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """A folder (Fireworks, local) or an archive (Together), whose base is named in the vendor's words."""
+    monkeypatch.setenv("TUNEPORT_CACHE", str(tmp_path / "cache"))
+    exported = tmp_path / "acme-tickets"
+    shutil.copytree(folder / "jobs" / "one" / "adapter", exported)
+    if ending:
+        plain = io.BytesIO()
+        with tarfile.open(fileobj=plain, mode="w") as archive:
+            archive.add(exported, "checkpoint")
+        packed = tmp_path / f"acme-tickets{ending}"
+        module = gzip if ending == ".tar.gz" else zstd(str(packed))
+        packed.write_bytes(module.compress(plain.getvalue()))
+        exported = packed
+    settings = LocalProvider().answering(f"local:{exported}")
+    served = ServedModel(name="exported", adapter=settings["adapter"])
+    models = Models(ServerConfig(base=str(folder / "tiny"), device="cpu", dtype="fp32", models=(served,)))
+    body = {"model": "exported", "messages": ASK, "max_tokens": 12, "temperature": 0}
+    text = "".join(piece for piece, _ in models.answer(ChatBody.model_validate(body), {}))
+    assert text == client.chat.completions.create(**{**body, "model": "one"}).choices[0].message.content
+    if ending:
+        exported.write_bytes(exported.read_bytes()[:-200])
+        with pytest.raises(ProviderError, match="export it again"):
+            LocalProvider().answering(f"local:{exported}")
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+def test_learnt_prefixes_stream_what_the_batched_decoder_says(folder: Path, kind: str) -> None:
+    import peft
+    import torch
+
+    from tuneport.local_backend.decode import Prompt, decode
+    from tuneport.local_backend.models import load_model
+    from tuneport.local_backend.stream import Sampling, tokens
+
+    base = load_model(str(folder / "tiny"), dtype="fp32", device="cpu", training=False)
+    model = peft.get_peft_model(base, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.5)
+    ids = [10, 20, 30, 40]
+    (batched,) = decode(model, [Prompt("1", ids, 12)], stops=frozenset(), pad=0)
+    for _ in range(2):  # the prefix is the same at the second question
+        assert list(tokens(model, ids, most=12, stops=frozenset(), sampling=Sampling())) == batched.ids
+
+
 @pytest.mark.parametrize("limit", ["ttl_s", "idle_s"])
 def test_it_ends_by_itself_when_its_time_is_up(config: ServerConfig, limit: str) -> None:
     ports: list[int] = []
@@ -187,8 +242,8 @@ def test_deployed_killed_and_taken_down(folder: Path, monkeypatch: pytest.Monkey
     assert deployer.find(plan, "tp-bbbbbb-bbbbbbbb") is None
     seen = until(provider, plan, made.ref, DeploymentState.READY)
     assert seen.call_as is not None and [found.ref for found in deployer.list_deployments()] == [made.ref]
-    replies = {reply.id: reply for reply in provider.chat(seen.call_as, [ChatRequest("1", ASK, 8), ChatRequest("2", ASK, 9000)])}
-    assert replies["1"].text and replies["1"].completion_tokens and "exceed the model's 512" in replies["2"].error
+    told = {reply.id: reply for reply in provider.chat(seen.call_as, [ChatRequest("1", ASK, 8), ChatRequest("2", ASK, 9000)])}
+    assert told["1"].text and told["1"].completion_tokens and "exceed the model's 512" in told["2"].error
     assert not deployer.remove(plan, made.ref).state.standing
     assert not deployer.remove(plan, made.ref).state.standing
     with pytest.raises(ProviderError, match="tuneport deployments"):

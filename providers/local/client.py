@@ -26,6 +26,7 @@ from tuneport.core.plan import Plan, PlanWarning
 from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows
 from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
+from tuneport.local_backend.archives import ENDINGS, unpacked
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, holds_model, write_atomically
 from tuneport.local_backend.models import base_of, locate, packaged_name, require_training_stack
@@ -341,6 +342,8 @@ class LocalProvider:
                 locate(model)  # a clear error now, rather than from the worker
             return settings
         folder = self._path(model.removeprefix(MODEL_PREFIX))
+        if folder.name.endswith(ENDINGS) and folder.is_file():
+            folder = unpacked(folder)
         adapter = folder / "adapter" if (folder / "adapter").is_dir() else folder
         own = adapter / "chat_template.jinja"
         settings["chat_template"] = str(own) if own.exists() else None
