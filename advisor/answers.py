@@ -34,6 +34,7 @@ class AnswerCache:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._made: set[Path] = set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
@@ -69,15 +70,18 @@ class AnswerCache:
             "batched": reply.batched,
             "declined": reply.declined,
         }
+        temporary = path.with_name(f".{reply.id}.{os.getpid()}.part")
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")  # mode 0600
+            if path.parent not in self._made:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                self._made.add(path.parent)
             try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(content, file)
+                handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(json.dumps(content).encode())
                 os.replace(temporary, path)
             except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise TuneportError(

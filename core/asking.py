@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -109,28 +108,40 @@ def ask_all(
             raise ProviderError("nobody waits for the answer any more", retry="no")
         return pace.run(lambda: ask(request))
 
-    def answer(request: ChatRequest) -> None:
+    def answer(request: ChatRequest) -> ChatReply | BaseException:
         try:
-            done.put(retrying(lambda: once(request), attempts=attempts, sleep=rest))
+            return retrying(lambda: once(request), attempts=attempts, sleep=rest)
         except TuneportError as error:
-            done.put(error if isinstance(error, (CredentialsError, *fatal)) else ChatReply(request.id, "", error=str(error)))
+            return error if isinstance(error, (CredentialsError, *fatal)) else ChatReply(request.id, "", error=str(error))
         except BaseException as error:  # noqa: BLE001 -- raised again where the replies are read
-            done.put(error)
+            return error
+
+    todo: SimpleQueue[ChatRequest | None] = SimpleQueue()
+
+    def work() -> None:
+        while (request := todo.get()) is not None:
+            done.put(answer(request))
 
     source, waiting = iter(requests), 0
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="tuneport-ask") as pool:
-        try:
-            while True:
-                while waiting < concurrency and (request := next(source, None)) is not None:
-                    pool.submit(answer, request)
-                    waiting += 1
-                if not waiting:
-                    return
-                found = done.get()
-                waiting -= 1
-                if isinstance(found, BaseException):
-                    raise found
-                yield found
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    workers: list[threading.Thread] = []  # a ThreadPoolExecutor costs a Future and two locks more for each question
+    try:
+        while True:
+            while waiting < concurrency and (request := next(source, None)) is not None:
+                todo.put(request)
+                waiting += 1
+                if waiting > len(workers):
+                    workers.append(threading.Thread(target=work, name="tuneport-ask", daemon=True))
+                    workers[-1].start()
+            if not waiting:
+                return
+            found = done.get()
+            waiting -= 1
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        stop.set()
+        for _ in workers:
+            todo.put(None)
+        for worker in workers:
+            worker.join()
