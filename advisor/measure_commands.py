@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from tuneport.advisor.judge import JudgeModel
-    from tuneport.advisor.measurement import Arm, Duel, Judge, Measurement
+    from tuneport.advisor.measurement import Arm, Duel, Judge, Look, Measurement
     from tuneport.advisor.spending import Purse, Rates
     from tuneport.advisor.suite import EvalSuite
     from tuneport.core.provider import Provider
@@ -358,7 +358,7 @@ def _run(
         suite,
         [*kept, *new],
         margin=MARGIN if settings.margin is None else settings.margin,
-        looks=same.looks if same else (),
+        looks=_looked(suite, new),
         judges=judges,
         duels=duels,
         general=more,
@@ -369,6 +369,20 @@ def _run(
     if faults:
         raise faults[0][1]
     return result, suite
+
+
+def _looked(suite: EvalSuite, arms: list[Arm]) -> list[Look]:
+    """Write this look at the test rows into the ledger, before anybody sees a score; every look at them so far."""
+    if suite.part != "test":
+        return []
+    from tuneport.advisor.measurement import Look
+    from tuneport.core.ledger import Ledger
+
+    ledger = Ledger.open()
+    ledger.looks.add(suite.sha256, suite.source, [(arm.name, arm.provider, arm.model) for arm in arms], len(suite))
+    found = ledger.looks.of(suite.sha256)
+    ledger.close()
+    return [Look(at=k.at, arm=k.arm, provider=k.provider, model=k.model, rows=k.rows) for k in found]
 
 
 def _announce(console: Console, suite: EvalSuite, arms: list[Asking], settings: Settings) -> None:

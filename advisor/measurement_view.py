@@ -35,7 +35,8 @@ def show_measurement(result: Measurement) -> None:
     lines += [_failures(arm) for arm in result.arms if arm.failures]
     for line in lines:
         console.print(line, highlight=False)
-    console.print(f"[dim]{escape(result.power.statement)}[/]", highlight=False)
+    told = f"; these test rows were looked at {len(result.looks)} times" if len(result.looks) > 1 else ""
+    console.print(f"[dim]{escape(result.power.statement)}{told}[/]", highlight=False)
     for warning in result.warnings:
         console.print(f"[yellow]![/] {escape(warning)}", highlight=False)
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tuneport.cli import app
 from tuneport.core.errors import TuneportError
+from tuneport.core.ledger import Ledger
 from tuneport.tests.chat_server import ChatServer, chat_server
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -145,3 +146,31 @@ def test_faulty_calls_are_one_sentence(project: Path, service: ChatServer) -> No
     assert "there is no tuned model to measure" in run("evaluate", "spec.yaml", code=2)
 
 
+
+
+def test_every_look_at_the_test_rows_is_in_the_ledger_and_validation_rows_need_none(project: Path) -> None:
+    (project / "validation.jsonl").write_text((project / "test.jsonl").read_text().replace("test", "held"))
+    spec = "model: gpt-4.1-mini\ndata: {train: train.jsonl, test: test.jsonl, validation: validation.jsonl}\n"
+    (project / "spec.yaml").write_text(spec)
+    baseline = ("baseline", "spec.yaml", "-p", "openai")
+    run(*baseline, "--part", "validation")
+    assert (measured(project)["part"], measured(project)["looks"]) == ("validation", [])
+    said = run(*baseline)
+    assert "holds other rows; its arms are not kept" in said
+    for model in ("a", "b", "c", "d", "e"):
+        said = run(*baseline, "-m", model, "--shots", "0")
+    assert "these test rows were looked at 7 times" in said
+    found = measured(project)
+    assert [look["arm"] for look in found["looks"]] == ["zero-shot", "few-shot (6)", *(f"zero-shot, {m}" for m in "abcde")]
+    assert {look["rows"] for look in found["looks"]} == {60}
+    assert any(w.startswith("The test set was looked at with 7 arms") for w in found["warnings"])
+    again = Ledger.open().looks.of(found["suite_sha256"])
+    assert [look.model for look in again][2:] == ["a", "b", "c", "d", "e"]
+    assert Ledger.open().looks.of("another") == []
+
+
+def test_a_ledger_that_cannot_be_written_shows_no_score(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "bad.db").write_text("no database")
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(project / "bad.db"))
+    said = run("baseline", "spec.yaml", "-p", "openai", "--shots", "0", code=10)
+    assert "normalised_match" not in said and not (project / "measurement.json").exists()

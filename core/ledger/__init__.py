@@ -6,9 +6,10 @@
     records.py      what is read back
     store.py        Ledger: every read and write of jobs
     deployments.py  and of deployments (``Ledger.deployments``)
+    looks.py        and of looks at sealed test sets (``Ledger.looks``)
 """
 
-from tuneport.core.ledger.records import DeploymentChange, DeploymentRecord, JobRecord, Step, Transition
+from tuneport.core.ledger.records import DeploymentChange, DeploymentRecord, JobRecord, LookRecord, Step, Transition
 from tuneport.core.ledger.store import Ledger
 
-__all__ = ["DeploymentChange", "DeploymentRecord", "JobRecord", "Ledger", "Step", "Transition"]
+__all__ = ["DeploymentChange", "DeploymentRecord", "JobRecord", "Ledger", "LookRecord", "Step", "Transition"]

@@ -22,7 +22,7 @@ ENVIRONMENT = "TUNEPORT_LEDGER"
 BUSY_TIMEOUT_MS = 30_000
 
 SCRIPTS = Path(__file__).parent / "migrations"
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in ``migrations/versions``. A constant, so that an up-to-date ledger opens without alembic (0.25 s)."""
 
 WRITES = "tuneport_writes"  # execution option of transactions that will write

@@ -191,3 +191,16 @@ def _ago(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"
     return f"{max(seconds, 0):.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class LookRecord:
+    """One time that a model's answers were scored on a sealed test set."""
+
+    at: datetime
+    suite_sha256: str
+    suite: str
+    arm: str
+    provider: str
+    model: str
+    rows: int

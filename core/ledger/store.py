@@ -18,6 +18,7 @@ from tuneport.core.keys import new_key
 from tuneport.core.ledger.database import WRITES, ledger_errors, open_database
 from tuneport.core.ledger.deployments import DeploymentStore
 from tuneport.core.ledger.locks import Locks, StillHeld
+from tuneport.core.ledger.looks import LookStore
 from tuneport.core.ledger.records import JobRecord, Step, Transition
 from tuneport.core.ledger.tables import checkpoints, events, jobs, transitions
 from tuneport.core.secrets import redact
@@ -52,6 +53,7 @@ class Ledger:
         self._locks = locks
         self._writer = engine.execution_options(**{WRITES: True})
         self.deployments = DeploymentStore(name, self._read, self._write, lambda: self.now())  # noqa: PLW0108 -- a test may set it
+        self.looks = LookStore(self._read, self._write, lambda: self.now())  # noqa: PLW0108
 
     @classmethod
     def open(cls, location: str | Path | None = None, *, create: bool = True, now: Callable[[], datetime] = _utc_now) -> Ledger:

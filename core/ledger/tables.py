@@ -169,3 +169,17 @@ deployment_changes = Table(
     Column("note", Text, nullable=False),
     Index("ix_deployment_changes_deployment_id", "deployment_id", "id"),
 )
+
+looks = Table(
+    "looks",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("suite_sha256", String(64), nullable=False),  # of prompts and expected answers
+    Column("suite", Text, nullable=False),
+    Column("arm", Text, nullable=False),
+    Column("provider", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("rows", Integer, nullable=False),
+    Index("ix_looks_suite", "suite_sha256", "id"),
+)
