@@ -141,7 +141,7 @@ def advise(
     from tuneport.providers import registry
 
     intake = decision if isinstance(decision, Intake) else load_intake(decision)
-    plans = []
+    plans, unavailable = [], {}
     if spec is not None:
         from tuneport.core.data.load import load_job_data
 
@@ -150,6 +150,6 @@ def advise(
         for name in registry.names():
             try:
                 plans.append(plan(loaded, name, data=data, today=today))
-            except CatalogueError:  # the model is not to be had there: no offer
-                continue
-    return decide(intake, measurement, plans, today=today or dates.today(), seed=seed)
+            except CatalogueError as error:  # the model is not to be had there: no offer
+                unavailable[name] = error.what
+    return decide(intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable)

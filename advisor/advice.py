@@ -46,6 +46,12 @@ def _usd(value: Fact) -> str:
     return f"${value:,.0f}" if isinstance(value, int | float) else "an unknown sum"
 
 
+def _saving(value: Fact) -> str:
+    if not isinstance(value, int | float):
+        return "Unknown: a price is missing"
+    return f"Saves about {_usd(value)} a month" if value >= 0 else f"Costs about {_usd(-value)} a month more"
+
+
 def _seconds(value: Fact) -> str:
     return f"{value:.2g} seconds" if isinstance(value, int | float) else "an unknown time"
 
@@ -162,7 +168,7 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         Option(
             name="Retrieval",
             standing="recommended" if verdict == "retrieval" else "possible" if facts_needed else "ruled out",
-            because=f"Facts are missing: {facts['gap_signs']}." if facts_needed else "Answers need no facts from outside the request.",
+            because=f"Facts are missing: {facts['missing_facts']}." if facts_needed else "Answers need no facts from outside the request.",
             cost="Days to weeks to build, 20 to 200 ms per call (S2); not priced here",
         ),
         Option(
@@ -181,7 +187,7 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
             if route is None
             else "Unknown: a price is missing"
             if facts["route_saves"] is None
-            else f"Saves about {_usd(facts['route_saving'])} a month (probability {_percent(facts['route_saves'])})",
+            else _saving(facts["route_saving"]),
         ),
         *(
             [

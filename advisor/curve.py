@@ -83,12 +83,16 @@ def learning_curve(intake: Intake, measurement: Measurement | None, training_row
     elif worthwhile is None:
         says += "; whether that is worth their price is open, because the cost of a miss or of a row is not stated."
     else:
-        says += f", worth about ${worth:,.0f} over the horizon against ${price:,.0f} for the rows: "
+        says += f", worth about {_rounded(worth)} over the horizon against {_rounded(price)} for the rows: "
         says += "buy them." if worthwhile else "do not buy them."
     return LearningCurve(
         runs=runs, ceiling=float(ceiling[0]), exponent=float(exponent[0]), next_rows=2 * added, gain=estimate, worth_usd=worth,
         price_usd=price, more_is_worth=worthwhile, says=says,
     )  # fmt: skip
+
+
+def _rounded(usd: float | None) -> str:
+    return "an unknown sum" if usd is None else f"${float(f'{usd:.2g}'):,.0f}"
 
 
 def _unfitted(runs: tuple[CurveRun, ...], says: str) -> LearningCurve:

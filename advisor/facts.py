@@ -212,6 +212,7 @@ def _said(situation: Situation) -> dict[str, Fact]:
         "gap_words": "facts and behaviour" if diagnosis.gap == "both" else diagnosis.gap,
         "gap_stated": diagnosis.stated,
         "gap_signs": "; ".join(sign.says for sign in diagnosis.signs) or "none given",
+        "missing_facts": "; ".join(s.says for s in diagnosis.signs if s.points_to == "knowledge") or "stated in the decision file",
         "contradictions": len(diagnosis.contradictions),
         "subjective": bool({"wrong_style", "wrong_refusals"} & set(intake.symptoms)),
         "domain_terms": "domain_terms" in intake.symptoms,

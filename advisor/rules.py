@@ -135,7 +135,8 @@ def verdict_of(book: RuleBook, fired: frozenset[str]) -> VerdictRow:
 class _Words(string.Formatter):
     """Format specs of the rules.
 
-    ``%`` percent, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``s`` seconds, ``p`` a p-value, ``n`` a count.
+    ``%`` percent, ``prob`` a simulated probability, ``pts`` and ``+pts`` percentage points, ``$`` US dollars, ``s`` seconds, ``p`` a
+    p-value, ``n`` a count.
     """
 
     def get_value(self, key: int | str, args: Any, kwargs: Mapping[str, Any]) -> Any:  # noqa: ARG002 - the base class sets the arguments
@@ -152,6 +153,8 @@ class _Words(string.Formatter):
             return f"{100 * value:{'+' if format_spec[0] == '+' else ''}.1f}"
         if format_spec == "$":
             return f"{'-' if value < 0 else ''}${abs(value):,.0f}"
+        if format_spec == "prob":
+            return "over 99 %" if value > 0.99 else "under 1 %" if value < 0.01 else f"{100 * value:.0f} %"
         if format_spec == "p":
             return "< 0.001" if value < 0.001 else f"= {value:.3f}"
         if format_spec == "s":

@@ -168,6 +168,13 @@ def test_an_unknown_price_is_shown_as_unknown(report: Report, html: str) -> None
     assert line.count("unknown") >= 3
 
 
+def test_a_place_without_an_offer_is_named() -> None:
+    without = advise(intake(), clear_gain(), [plan()], today=TODAY, unavailable={"bedrock": "the spec names no model for it"})
+    for page in (render_html(without), render_markdown(without)):
+        assert "No offer at bedrock" in page
+        assert "the spec names no model for it" in page
+
+
 def test_prices_carry_source_date_grade_and_age() -> None:
     old = advise(intake(), clear_gain(), [plan("fireworks", "qwen3-8b"), plan()], today=date(2027, 9, 1))
     price = next(p for o in old.offers if o.provider == "fireworks" for p in o.prices)

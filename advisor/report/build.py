@@ -71,6 +71,7 @@ def build_report(
     today: date,
     seed: int = 0,
     tuned_from: Mapping[str, str] | None = None,
+    unavailable: Mapping[str, str] | None = None,
     catalogue: Catalogue | None = None,
     prices: PriceBook | None = None,
 ) -> Report:
@@ -116,6 +117,7 @@ def build_report(
         diagnosis=situation.diagnosis,
         savings=_savings(chosen, offers, decision.verdict),
         offers=offers,
+        unavailable=dict(unavailable or {}),
         routes=situation.routes,
         prior=prior,
         pilot=situation.pilot,

@@ -163,6 +163,7 @@ class Report(_Frozen):
     diagnosis: Diagnosis
     savings: Savings
     offers: tuple[Offer, ...]  # best first
+    unavailable: dict[str, str]  # providers that have no offer, and why
     routes: tuple[Route, ...]
     prior: Prior
     pilot: Pilot | None
