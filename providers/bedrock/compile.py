@@ -18,6 +18,7 @@ from tuneport.core.data.facts import Feature, JobData
 from tuneport.core.estimate import training_cost, training_time
 from tuneport.core.money import Range
 from tuneport.core.plan import Fields, Plan, PlanWarning
+from tuneport.core.prices import load_prices
 from tuneport.core.spec import JobSpec
 from tuneport.providers.bedrock.families import ASSUMED, Family, family_of
 from tuneport.providers.bedrock.hyperparameters import run_settings
@@ -132,6 +133,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None) -> Pla
     if family is None and spec.method == "sft":
         message = f"the record format of {offering.vendor_id} is not known; {ASSUMED.record} is assumed"
         warnings.append(PlanWarning(code="record-assumed", message=message))
+    warnings += _serving(offering, day)
     epochs = _epochs(spec, offering, warnings)
     tokens = trained_tokens(data, epochs) if epochs else None
     return Plan(
@@ -180,6 +182,16 @@ def _names(fields: Fields, data: JobData) -> dict[str, JsonValue]:
     note = "sent as it stands; AWS takes a name only once"
     job_name = fields.send("options.bedrock.job_name", "jobName", default=f"the model's name, {single}; {unique}", note=note)
     return {"jobName": job_name or single, "customModelName": single}
+
+
+def _serving(offering: Offering, today: date) -> list[PlanWarning]:
+    """The warning that the tuned model will be billed by the hour, where the catalogue knows no other way to serve it."""
+    if offering.serving != ("provisioned",):
+        return []
+    price = load_prices().find("bedrock", "host_hour", model=offering.model, today=today)
+    told = f"{price.amount.high:g} USD ({price.source})" if price else "the price book has no price for it"
+    message = f"the tuned model answers by provisioned throughput only, which is billed by the hour per model unit: {told}"
+    return [PlanWarning(code="serving", message=message)]
 
 
 def _validation(fields: Fields, data: JobData, family: Family, warnings: list[PlanWarning]) -> bool:

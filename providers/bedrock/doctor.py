@@ -39,7 +39,17 @@ CALLER_ACTIONS: Mapping[str, tuple[str, ...]] = {
     "output bucket": ("s3:ListBucket",),
     "role": ("iam:PassRole",),
 }
-"""What tuneport itself calls, by what it is done to."""
+"""What tuneport itself calls for a job, by what it is done to."""
+
+SERVING_ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "bedrock": (
+        "bedrock:GetCustomModel", "bedrock:DeleteCustomModel", "bedrock:InvokeModel",
+        "bedrock:CreateCustomModelDeployment", "bedrock:GetCustomModelDeployment", "bedrock:ListCustomModelDeployments",
+        "bedrock:DeleteCustomModelDeployment", "bedrock:CreateProvisionedModelThroughput", "bedrock:GetProvisionedModelThroughput",
+        "bedrock:ListProvisionedModelThroughputs", "bedrock:DeleteProvisionedModelThroughput",
+    ),
+}
+"""What it calls after training, to deploy, ask and delete a tuned model."""
 
 ROLE_ACTIONS: Mapping[str, tuple[str, ...]] = {
     "data": ("s3:GetObject",),
@@ -186,6 +196,7 @@ class _Doctor:
             return
         context = [{"ContextKeyName": "iam:PassedToService", "ContextKeyValues": [SERVICE], "ContextKeyType": "string"}]
         yield from self._simulated("caller", source, CALLER_ACTIONS, context)
+        yield from self._simulated("caller, after training", source, SERVING_ACTIONS, [])
 
     def _role(self) -> Iterator[Finding]:
         role = str(self._options.role_arn)
