@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, JsonValue
 
-from tuneport.core.money import Cost, Duration
+from tuneport.core.money import Cost, Duration, Range
 from tuneport.core.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ class PlanWarning(_Frozen):
     message: str
 
 
+class MachineFit(_Frozen):
+    """Whether a kind of GPU holds the job, and how long it takes there."""
+
+    name: str
+    memory_gib: float
+    peak_gib: Range | None = None  # what the job uses there, or would need at least; None when unknown
+    fits: bool | None = None  # None: not known, or too close to tell
+    seconds: Range | None = None
+    here: bool = False  # this very machine has it
+    note: str = ""
+
+
 class Plan(_Frozen):
     """A spec compiled for one provider.
 
@@ -76,6 +88,7 @@ class Plan(_Frozen):
     cost: Cost
     time: Duration
     warnings: tuple[PlanWarning, ...] = ()
+    machines: tuple[MachineFit, ...] = ()  # for a provider that trains on the user's own GPU
 
     @property
     def refusals(self) -> dict[str, str]:

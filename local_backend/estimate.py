@@ -32,12 +32,14 @@ class Hardware:
     gpu: str | None = None  # the driver's product name
     gpu_flops: float | None = None  # bf16 peak; None for a GPU that is not in hardware.yaml
     gpu_memory: float | None = None  # bytes
+    gpu_bf16: bool = True  # computes in bf16
 
 
 @lru_cache(maxsize=1)
-def _facts() -> dict[str, Any]:
-    facts: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("hardware.yaml").read_text(encoding="utf-8"))
-    return facts
+def facts() -> dict[str, Any]:
+    """What hardware.yaml says."""
+    found: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("hardware.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def detect_hardware(device: str = "auto", proc: Path = Path("/proc")) -> Hardware:
@@ -53,10 +55,10 @@ def detect_hardware(device: str = "auto", proc: Path = Path("/proc")) -> Hardwar
 
 def hardware_of(gpu: str, cores: int, memory: int | None) -> Hardware:
     """A machine with this GPU, by the driver's product name."""
-    known = next((entry for entry in _facts()["gpus"] if entry["match"] in gpu), None)
+    known = next((entry for entry in facts()["gpus"] if entry["match"] in gpu), None)
     if known is None:
         return Hardware(cores, memory, gpu)
-    return Hardware(cores, memory, gpu, known["tflops"] * 1e12, known["memory_gb"] * 1e9)
+    return Hardware(cores, memory, gpu, known["tflops"] * 1e12, known["memory_gb"] * 1e9, known.get("bf16", True))
 
 
 def _main_memory() -> int | None:
@@ -66,23 +68,28 @@ def _main_memory() -> int | None:
         return None
 
 
-def training_time(shape: Shape | None, trained: Range, evaluated: Range, hardware: Hardware) -> Duration:
-    """Seconds from start to the finished adapter. ``trained`` and ``evaluated`` are tokens over all passes."""
+def training_time(
+    shape: Shape | None, trained: Range, evaluated: Range, hardware: Hardware, *, packed: bool = False, slowdown: float = 1.0
+) -> Duration:
+    """Seconds from start to the finished adapter. ``trained`` and ``evaluated`` are tokens over all passes.
+
+    ``packed``: by the packed pass. ``slowdown``: time per token, relative to a GPU with memory to spare.
+    """
     if shape is None:
         return Duration(seconds=None, basis="the model's size is unknown before it is loaded")
-    facts = _facts()
-    work = (trained * TRAIN_FLOPS + evaluated * FORWARD_FLOPS) * shape.parameters
+    known = facts()
+    work = (trained * (TRAIN_FLOPS * slowdown) + evaluated * FORWARD_FLOPS) * shape.parameters
     if hardware.gpu is not None:
         if hardware.gpu_flops is None:
             return Duration(seconds=None, basis=f"the speed of {hardware.gpu} is not in hardware.yaml")
-        use = facts["gpu_utilisation"]
+        use = known["packed_utilisation" if packed else "gpu_utilisation"]
         rate = Range(low=hardware.gpu_flops * use["low"], high=hardware.gpu_flops * use["high"])
-        start, where = facts["gpu_start_seconds"], f"{hardware.gpu} at {use['low']:.0%} to {use['high']:.0%} of its peak ({use['source']})"
+        start, where = known["gpu_start_seconds"], f"{hardware.gpu} at {use['low']:.0%} to {use['high']:.0%} of its peak ({use['source']})"
     else:
-        core = facts["cpu_gflops_per_core"]
+        core = known["cpu_gflops_per_core"]
         rate = Range(low=core["low"] * 1e9 * hardware.cores, high=core["high"] * 1e9 * hardware.cores)
         plural = "s" if hardware.cores > 1 else ""
-        start, where = facts["cpu_start_seconds"], f"{hardware.cores} CPU core{plural} of {platform.machine()} ({core['source']})"
+        start, where = known["cpu_start_seconds"], f"{hardware.cores} CPU core{plural} of {platform.machine()} ({core['source']})"
     seconds = Range(low=start[0] + work.low / rate.high, high=start[1] + work.high / rate.low)
     return Duration(seconds=seconds, basis=f"4 FLOPs per parameter and token, {shape.parameters / 1e9:.3g}B parameters, {where}")
 
@@ -96,19 +103,46 @@ def adapter_parameters(shape: Shape, rank: int) -> float | None:
     return float(shape.layers * rank * ends)
 
 
-def memory_bytes(shape: Shape, *, rank: int, micro_batch: int, tokens: int, dtype: str, checkpointing: bool = False) -> Range | None:
-    """Peak memory of LoRA training in bytes; None when the shape is not known.
+QUANTISED = 0.516
+"""Bytes of a weight in NF4 with doubly quantised scales: half a byte, and 0.127 bits of scales (Dettmers et al. 2023)."""
+UNPACKED = 0.45
+"""Bytes per quantised weight that bitsandbytes' own layers hold beside it while activations are kept: fitted to LitGPT's rows."""
+BAND = 0.22
+"""Half width of the range, as a share: the largest error of the component model against published unquantised runs."""
 
-    Activations: 34 bytes per token, hidden unit and layer in bf16, or 2 with recomputation plus one whole layer. Logits: 12
-    bytes per position and vocabulary entry at most (every position trained). The high end adds 2 GiB and 10 % for context and
-    fragmentation, the low end nothing, and logits for a tenth of the positions only.
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What decides the memory of a usual training script (transformers, PEFT, TRL and the like)."""
+
+    shape: Shape
+    trained: float  # parameters that learn
+    rows: int  # of a micro-batch
+    tokens: int  # of the longest row, padding included
+    state: float = 16  # bytes per trained parameter: fp32 weight, gradient, two moments; 4 beyond the weight each in pure bf16
+    four_bit: bool = False
+    checkpointing: bool = False
+    width: int = 2  # bytes per number of the base
+    activation_factor: float = 34  # bytes per token, hidden unit and layer in bf16; 24 when compiled
+    logits: float = 1.0  # share of the logits that exists at a time
+
+
+def memory_bytes(setup: Setup) -> Range | None:
+    """Peak memory in bytes by the component model of the economics notes, 3.2; None when the shape is not known.
+
+    Weights; what learns; activations, or the layers' inputs and one layer; logits and their gradient in two precisions.
     """
-    trainable = adapter_parameters(shape, rank)
-    if trainable is None or shape.hidden is None or shape.layers is None or shape.vocabulary is None:
+    shape = setup.shape
+    if shape.hidden is None or shape.layers is None or shape.vocabulary is None:
         return None
-    width = 1.0 if dtype == "bf16" else 2.0
-    unit = micro_batch * tokens * shape.hidden * width
-    activations = 2 * unit * shape.layers + 34 * unit if checkpointing else 34 * unit * shape.layers
-    logits = 12.0 * micro_batch * tokens * shape.vocabulary
-    fixed = 2 * width * shape.parameters + 16 * trainable
-    return Range(low=0.85 * (fixed + activations + 0.1 * logits), high=1.1 * (fixed + activations + logits) + 2 * GIB)
+    ends = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
+    inside = max(0.0, shape.parameters - ends)
+    weights = setup.width * shape.parameters
+    if setup.four_bit:
+        weights = QUANTISED * inside + setup.width * ends + (0 if setup.checkpointing else UNPACKED * inside)
+    unit = setup.rows * setup.tokens * shape.hidden * setup.width / 2
+    full = setup.activation_factor * unit
+    activations = 2 * unit * shape.layers + full if setup.checkpointing else full * shape.layers
+    logits = 12.0 * setup.rows * setup.tokens * shape.vocabulary * setup.logits
+    total = weights + setup.state * setup.trained + activations + logits
+    return Range(low=(1 - BAND) * total, high=(1 + BAND) * total)

@@ -50,6 +50,8 @@ class Shape:
     key_value: int | None = None  # width of the key (or value) projection
     context: int | None = None
     query: int | None = None  # width of the query projection; None: that of the hidden state
+    tied: bool = False  # the vocabulary's matrix is shared by both ends
+    family: str | None = None  # transformers' class
 
 
 def packaged_models() -> dict[str, dict[str, Any]]:
@@ -134,6 +136,8 @@ def _shape_from_config(config: dict[str, Any]) -> Shape:
         key_value=key_value,
         context=text.get("max_position_embeddings"),
         query=head * heads,
+        tied=tied,
+        family=next(iter(config.get("architectures") or ()), None),
     )
 
 

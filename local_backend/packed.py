@@ -18,10 +18,7 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from tuneport.local_backend import kernels
-from tuneport.local_backend.room import LOGITS_BYTES, Keep
-
-FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-"""Pre-norm decoders with RMS norms, rotary positions and a SiLU-gated MLP, built of modules of the same names."""
+from tuneport.local_backend.room import FAMILIES, LOGITS_BYTES, Keep
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from tuneport.local_backend.models import Shape
 from tuneport.local_backend.packed import Packed, PackedDecoder, packed_decoder
 from tuneport.local_backend.packing import pack, parts
 from tuneport.local_backend.planned import Planned
-from tuneport.local_backend.room import Keep, Room, choose_room, footprint
+from tuneport.local_backend.room import MARGIN, Keep, Room, choose_room, footprint
 from tuneport.local_backend.schedule import batches, total_steps
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 12
 """Of gradient and optimiser for each trained parameter, beside the parameter itself."""
-MARGIN = 0.94
-"""Share of the memory that the plan fills; the rest is lost between blocks."""
 SHRINK = 0.75
 """What is left of the plan's memory after each time that it ran out."""
 
@@ -54,6 +52,8 @@ def fast_pass(model: Any, config: TrainConfig, rows: Sequence[Encoded], shortage
     """The packed pass of this run on the GPU, or why there is none. ``shortages``: how often memory ran out before."""
     if config.dtype != "bf16":
         return f"the base is in {config.dtype}"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "this GPU is older than Ampere, which the attention kernels need"
     decoder = packed_decoder(model)
     if isinstance(decoder, str):
         return decoder

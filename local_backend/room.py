@@ -14,6 +14,10 @@ LOGITS_BYTES = 2**28
 """Largest piece of the logits at any time."""
 WORKSPACE = 2**26
 """Scratch memory of the matrix library, and small change."""
+FAMILIES = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
+"""Pre-norm decoders with RMS norms, rotary positions and a SiLU-gated MLP, built of modules of the same names."""
+MARGIN = 0.94
+"""Share of the memory that the plan fills; the rest is lost between blocks."""
 CANDIDATES = tuple(1024 * n for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))
 """Tokens of a micro-batch to choose among."""
 START_COST = {False: 500.0, True: 820.0}

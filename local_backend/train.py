@@ -315,24 +315,17 @@ def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Any]) -> bo
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
     import torch  # noqa: PLC0415
 
-    from tuneport.local_backend.estimate import memory_bytes  # noqa: PLC0415
+    from tuneport.local_backend.estimate import Setup, memory_bytes  # noqa: PLC0415
     from tuneport.local_backend.models import Shape  # noqa: PLC0415
 
     text = model.config.get_text_config()
-    if not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
+    if config.adapter.rank is None or not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
         return True
-    shape = Shape(
-        parameters=float(sum(p.numel() for p in model.parameters())),
-        hidden=text.hidden_size,
-        layers=text.num_hidden_layers,
-        intermediate=getattr(text, "intermediate_size", 4 * text.hidden_size),
-        vocabulary=text.vocab_size,
-        key_value=text.hidden_size,
-    )
+    shape = Shape(0.0, hidden=text.hidden_size, layers=text.num_hidden_layers, vocabulary=text.vocab_size)  # the weights are there already
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     longest = max(row.tokens for row in rows)
-    if config.adapter.rank is None:
-        return True
-    need = memory_bytes(shape, rank=config.adapter.rank, micro_batch=config.micro_batch_size, tokens=longest, dtype=config.dtype)
+    width = 4 if config.dtype == "fp32" else 2
+    need = memory_bytes(Setup(shape, trained, config.micro_batch_size, longest, width=width))
     free, _ = torch.cuda.mem_get_info()
     return need is None or need.high > free
 

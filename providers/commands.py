@@ -122,6 +122,8 @@ def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, 
     console.print("[dim]! look at this   $ what the price stands on   t what the time stands on[/]\n", highlight=False)
     for name, one in plans.items():
         _show_notes(name, one, every_field)
+        if one.machines and (len(plans) == 1 or every_field):
+            _show_machines(one)
 
 
 def _verdict(spec: JobSpec, one: Plan) -> Text:
@@ -177,6 +179,22 @@ def _show_notes(name: str, one: Plan, every_field: bool) -> None:
     for item in one.cost.lines:
         line("$", "green", f"{item.item}: {item.basis}" + (f" [{item.stale}]" if item.stale else ""), "dim")
     line("t", "green", one.time.basis, "dim")
+
+
+def _show_machines(one: Plan) -> None:
+    """Which GPU does the job need?"""
+    from rich.text import Text
+
+    from tuneport.core.money import Duration
+
+    table = terminal.table("GPU", "memory", "the job's peak", "time", "")
+    marks = {True: ("fits", "green"), False: ("too small", "red"), None: ("close, or not known", "yellow")}
+    for machine in one.machines:
+        peak = f"{machine.peak_gib.low:.1f} to {machine.peak_gib.high:.1f} GiB" if machine.peak_gib else "–"
+        time = terminal.duration(Duration(seconds=machine.seconds, basis="")) if machine.seconds else "–"
+        name = f"{machine.name} (this machine)" if machine.here else machine.name
+        table.add_row(name, f"{machine.memory_gib:.0f} GiB", peak, time, Text(*marks[machine.fits]))
+    terminal.console().print(table)
 
 
 def prepare(

@@ -14,10 +14,11 @@ from pydantic import JsonValue
 from tuneport.core.catalogue import Offering, lifetime_warnings, load_catalogue
 from tuneport.core.data.facts import Feature, JobData
 from tuneport.core.money import Cost, CostLine, Duration, Range
-from tuneport.core.plan import BELONGS_TO, Fields, Plan, PlanWarning
+from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
 from tuneport.local_backend.config import LOW_RANK, Adapter, EarlyStop, PreferenceLoss, Rewards, TrainConfig
-from tuneport.local_backend.estimate import GIB, Hardware, detect_hardware, memory_bytes, training_time
+from tuneport.local_backend.estimate import GIB, Hardware, Setup, adapter_parameters, detect_hardware, memory_bytes, training_time
+from tuneport.local_backend.fit import Fit, Load, fit, kinds, packs
 from tuneport.local_backend.grader import grader_fault
 from tuneport.local_backend.models import Shape, packaged_models, packaged_name, shape_of
 from tuneport.local_backend.records import RECORD
@@ -89,7 +90,9 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     if not fields.refused("method"):  # what the rows of a refused method hold is beside the point
         refuse_unfit_data(fields, data, _data_rules(spec))
     config = _config(fields, data, offering, shape, machine)
-    time = _time(config, data, shape, machine)
+    load = Load(data.train.tokens.high / max(1, data.train.rows), data.train.tokens.longest_row)
+    here = fit(config, shape, load, machine) if machine.gpu else None
+    time = _time(config, data, shape, machine, here)
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
     return Plan(
         provider="local",
@@ -101,7 +104,8 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
         outcomes=fields.finish(),
         cost=_cost(spec.options.local.gpu_usd_per_hour, time),
         time=time,
-        warnings=_warnings(config, data, offering, shape, machine, day),
+        warnings=_warnings(config, data, offering, shape, machine, here, day),
+        machines=_machines(config, data, shape, load, machine),
     )
 
 
@@ -412,14 +416,38 @@ def _passes(config: TrainConfig, rows: int) -> float:
     return total_steps(rows, config.batch_size, config.epochs, config.steps) * config.batch_size / max(1, rows)
 
 
-def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware) -> Duration:
+def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware, found: Fit | None) -> Duration:
     trained = file_tokens(data.train) * _passes(config, data.train.rows)
     evaluated = file_tokens(data.validation) * config.evaluations if data.validation else Range(low=0, high=0)
     passes = local_facts()["methods"].get(config.method, {}).get("flops")
     if passes is None:
         return Duration(seconds=None, basis="how long the drawn answers are is not known beforehand")
     full = 1.5 if config.adapter.kind == "full" else 1.0  # 6 FLOPs per parameter and token instead of 4
-    return training_time(shape, trained * (passes * full), evaluated * passes, machine)
+    packed = found is not None and shape is not None and packs(config, shape)
+    slowdown = found.slowdown if found else 1.0
+    return training_time(shape, trained * (passes * full), evaluated * passes, machine, packed=packed, slowdown=slowdown)
+
+
+def _machines(config: TrainConfig, data: JobData, shape: Shape | None, load: Load, machine: Hardware) -> tuple[MachineFit, ...]:
+    """The job on every kind of GPU that is known, and on this machine's."""
+    if shape is None:
+        return ()
+    found = []
+    for kind in ([machine] if machine.gpu and machine.gpu_memory else []) + kinds():
+        one = fit(config, shape, load, kind)
+        there = one.fits is not False
+        found.append(
+            MachineFit(
+                name=one.gpu,
+                memory_gib=round(one.memory / GIB, 1),
+                peak_gib=one.peak * (1 / GIB) if one.peak else None,
+                fits=one.fits,
+                seconds=_time(config, data, shape, kind, one).seconds if there else None,
+                here=kind is machine,
+                note=one.note,
+            )
+        )
+    return tuple(found)
 
 
 def _cost(usd_per_hour: float | None, time: Duration) -> Cost:
@@ -442,7 +470,7 @@ def _span(hours: Range | None) -> str:
 
 
 def _warnings(
-    config: TrainConfig, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware, day: date
+    config: TrainConfig, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware, here: Fit | None, day: date
 ) -> tuple[PlanWarning, ...]:
     found = list(lifetime_warnings(offering, day))
     carried = packaged_name(offering.vendor_id)
@@ -453,23 +481,22 @@ def _warnings(
     if limit is not None and longest > limit:
         message = f"the longest row has up to {longest} tokens and at most {limit} are trained: the job fails if it is really longer"
         found.append(PlanWarning(code="sequence-length", message=message))
-    found += _memory_warning(config, min(longest, limit or longest), shape, machine)
+    found += _memory_warning(config, min(longest, limit or longest), shape, machine, here)
     return tuple(found)
 
 
-def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machine: Hardware) -> list[PlanWarning]:
+def _memory_warning(
+    config: TrainConfig, tokens: int, shape: Shape | None, machine: Hardware, here: Fit | None
+) -> list[PlanWarning]:
     room = machine.gpu_memory if machine.gpu else machine.memory
     if shape is None or room is None:
         return []
-    need = config.adapter.rank and memory_bytes(
-        shape,
-        rank=config.adapter.rank,
-        micro_batch=config.micro_batch_size,
-        tokens=tokens,
-        dtype=config.dtype,
-        checkpointing=machine.gpu is not None,
-    )
-    if not need:
+    if here is not None and here.fits:
+        return []
+    width = 4 if config.dtype == "fp32" else 2
+    trained = adapter_parameters(shape, config.adapter.rank) if config.adapter.rank else None
+    need = here.peak if here else memory_bytes(Setup(shape, trained, config.micro_batch_size, tokens, width=width)) if trained else None
+    if need is None:
         weights = shape.parameters * _bytes_per_weight(config)
         if weights <= room:
             return []
@@ -478,7 +505,7 @@ def _memory_warning(config: TrainConfig, tokens: int, shape: Shape | None, machi
         return [PlanWarning(code="memory", message=message)]
     if need.high <= room:
         return []
-    certainly = "will not" if need.low > room else "may not"
+    certainly = "will not" if need.low > room or (here and here.fits is False) else "may not"
     message = (
         f"training {certainly} fit: it needs {need.low / GIB:.1f} to {need.high / GIB:.1f} GiB and {machine.gpu or 'this machine'} has "
         f"{room / GIB:.1f} GiB; raise training.gradient_accumulation, shorten the rows, or choose a smaller model"

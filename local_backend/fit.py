@@ -1,0 +1,130 @@
+"""Which GPU a job needs: its peak memory and time on each kind of ``hardware.yaml``, before anything is loaded.
+
+SFT of Llama-family models by low-rank adapters adapts itself to the memory there is (``room``); every other job is taken for a
+usual training script with gradient checkpointing (``estimate``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import log, sqrt
+
+from tuneport.core.money import Range
+from tuneport.local_backend.config import TrainConfig
+from tuneport.local_backend.estimate import QUANTISED, Hardware, Setup, adapter_parameters, facts, hardware_of, memory_bytes
+from tuneport.local_backend.models import Shape
+from tuneport.local_backend.room import FAMILIES, MARGIN, START_COST, choose_room, footprint
+
+CONTEXT = 0.6e9
+"""Bytes that the driver takes for itself on a GPU."""
+STATE = 18
+"""Bytes per parameter of an adapter: fp32 weight, gradient and two moments, and a bf16 copy."""
+PACKED_BAND = 0.12
+"""Half width of the range for the packed pass, as a share: the tokens of the largest step are known roughly only."""
+ROOMY = 8192
+"""Tokens of a micro-batch with memory to spare, the one that the measured speed belongs to."""
+NEAREST = log(1.5)
+"""How far the parameters of a typical shape may be from the model's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The rows of a job, in tokens."""
+
+    mean: float
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A job on one kind of GPU. ``fits`` is None when that cannot be told."""
+
+    gpu: str
+    memory: float  # bytes
+    peak: Range | None  # bytes; what it would need when it does not fit
+    fits: bool | None
+    slowdown: float  # time per token, relative to a GPU with memory to spare
+    note: str
+
+
+def packs(config: TrainConfig, shape: Shape) -> bool:
+    """Will the packed pass train it? A model whose class is not known yet is taken for one of the family."""
+    return (
+        config.method in ("sft", "cpt")
+        and config.adapter.kind in ("lora", "qlora", "rslora")
+        and config.adapter.dropout == 0
+        and config.dtype == "bf16"
+        and (shape.family is None or shape.family in FAMILIES)
+    )
+
+
+def completed(shape: Shape) -> Shape | None:
+    """The shape, or when only the parameters are known, a typical one with as many; None when there is none like it."""
+    if shape.hidden is not None:
+        return shape
+    typical = [Shape(**entry) for entry in facts()["shapes"]]
+    nearest = min(typical, key=lambda one: abs(log(one.parameters / shape.parameters)))
+    if abs(log(nearest.parameters / shape.parameters)) > NEAREST:
+        return None
+    return replace(nearest, parameters=shape.parameters)
+
+
+def fit(config: TrainConfig, shape: Shape | None, load: Load, machine: Hardware) -> Fit:
+    """The job on this GPU."""
+    name, memory = machine.gpu or "", machine.gpu_memory or 0.0
+    if not machine.gpu_bf16 and config.dtype == "bf16":
+        return Fit(name, memory, None, False, 1.0, "it does not compute in bf16")
+    whole = completed(shape) if shape is not None else None
+    if whole is None or not memory:
+        return Fit(name, memory, None, None, 1.0, "the model's sizes are unknown" if whole is None else "this GPU's memory is unknown")
+    trained = whole.parameters if config.adapter.kind == "full" else adapter_parameters(whole, config.adapter.rank or 1) or 0.0
+    note = "" if shape is not None and shape.hidden is not None else "sizes of a typical model with as many parameters"
+    if packs(config, whole):
+        return _packed(config, whole, load, machine, trained, note)
+    setup = Setup(
+        whole,
+        trained,
+        config.micro_batch_size,
+        load.longest,
+        four_bit=config.adapter.kind == "qlora",
+        checkpointing=True,
+        width=4 if config.dtype == "fp32" else 2,
+        logits=0.2 if config.method in ("sft", "cpt") else 1.0,
+    )
+    need = memory_bytes(setup)
+    if need is None:
+        return Fit(name, memory, None, None, 1.0, "the model's sizes are unknown")
+    fits = None if need.low < memory <= need.high else need.high < memory
+    return Fit(name, memory, need, fits, 1.0, note)
+
+
+def _packed(config: TrainConfig, shape: Shape, load: Load, machine: Hardware, trained: float, note: str) -> Fit:
+    name, memory = machine.gpu or "", machine.gpu_memory or 0.0
+    four_bit = config.adapter.kind == "qlora"
+    print_ = footprint(shape, rank=config.adapter.rank or 1, four_bit=four_bit)
+    if print_ is None:
+        return Fit(name, memory, None, None, 1.0, "the model's sizes are unknown")
+    ends = (shape.vocabulary or 0) * (shape.hidden or 0) * (1 if shape.tied else 2)
+    weights = QUANTISED * (shape.parameters - ends) + 2 * ends if four_bit else 2 * shape.parameters
+    standing = weights + STATE * trained
+    rows = config.batch_size
+    # The largest of many random steps: about one distance from the mean to the longest row per root of the rows above the mean.
+    largest = int(min(rows * load.longest, rows * load.mean + sqrt(rows) * max(0.0, load.longest - load.mean)))
+    room = choose_room(print_, (memory - CONTEXT) * MARGIN - standing, load.longest, max(largest, load.longest))
+    if room is None:
+        need = standing + print_.least(load.longest) + CONTEXT
+        return Fit(name, memory, _band(need), False, 1.0, note)
+    tokens = min(max(largest, load.longest), room.tokens)
+    peak = _band(standing + print_.bytes(tokens, room.keep(tokens)) + CONTEXT)
+    peak = Range(low=peak.low, high=min(peak.high, memory))
+    return Fit(name, memory, peak, True, max(1.0, room.cost(room.tokens) / (1 + START_COST[four_bit] / ROOMY)), note or room.words())
+
+
+def _band(need: float) -> Range:
+    return Range(low=(1 - PACKED_BAND) * need, high=(1 + PACKED_BAND) * need)
+
+
+def kinds() -> list[Hardware]:
+    """Every kind of GPU that is known, the smallest memory first."""
+    names = [str(entry["match"]) for entry in facts()["gpus"]]
+    return sorted((hardware_of(name, 1, None) for name in names), key=lambda one: (one.gpu_memory or 0.0, one.gpu_flops or 0.0))

@@ -1,0 +1,96 @@
+"""Memory before training: the component model against published runs and our own, and which GPU a job needs. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
+from tuneport.core.plan import Plan
+from tuneport.core.spec import JobSpec
+from tuneport.local_backend.estimate import GIB, Setup, hardware_of, memory_bytes
+from tuneport.local_backend.fit import STATE, completed
+from tuneport.local_backend.models import Shape
+from tuneport.local_backend.room import choose_room, footprint
+from tuneport.providers.local.compile import compile_plan
+
+PUBLISHED = yaml.safe_load(Path(__file__).with_name("published_memory.yaml").read_text(encoding="utf-8"))
+LLAMA_8B = Shape(**PUBLISHED["shapes"]["llama-3.1-8b"])
+FACTS = DatasetFacts("train.jsonl", "ab" * 32, "chat", 1600, TokenFacts(750_000, 755_000, 2048, "estimate", False))
+
+
+def test_published_runs_lie_in_the_stated_range_and_the_range_is_no_wider_than_a_quarter() -> None:
+    inside: dict[bool, list[bool]] = {True: [], False: []}
+    for row in PUBLISHED["rows"]:
+        setup = {name: value for name, value in row.items() if name not in ("source", "shape", "gib")}
+        need = memory_bytes(Setup(shape=Shape(**PUBLISHED["shapes"][row["shape"]]), **setup))
+        assert need is not None and need.high <= 1.25 * (need.low + need.high) / 2, row["source"]
+        inside["four_bit" in row].append(need.low <= row["gib"] * GIB <= need.high)
+    assert len(inside[False]) == 20 and sum(inside[False]) >= 0.9 * len(inside[False])
+    assert len(inside[True]) == 6 and sum(inside[True]) >= 5  # with the weights that bitsandbytes unpacks
+
+
+@pytest.mark.parametrize(
+    ("four_bit", "tokens", "held", "measured"),
+    [
+        (False, 7_876, None, 38.46),  # tokens of the largest step; GiB held to; peak GiB, one H100, docs/performance.md
+        (False, 12_544, None, 51.73),
+        (False, 7_876, 24, 23.64),
+        (True, 7_876, None, 28.58),
+        (True, 12_544, None, 41.84),
+        (True, 7_876, 12, 11.14),
+        (True, 12_544, 12, 11.17),
+    ],
+)
+def test_our_own_pass_takes_what_is_predicted(four_bit: bool, tokens: int, held: float | None, measured: float) -> None:
+    print_ = footprint(LLAMA_8B, rank=16, four_bit=four_bit)
+    assert print_ is not None
+    trained, ends = 41.9e6, 2 * 128256 * 4096
+    standing = (0.516 * (8.03e9 - ends) + 2 * ends if four_bit else 2 * 8.03e9) + STATE * trained
+    room = choose_room(print_, 0.94 * (held or 79) * GIB - standing, 2048, tokens)
+    assert room is not None
+    largest = min(room.tokens, tokens)
+    predicted = (standing + print_.bytes(largest, room.keep(largest))) / GIB
+    assert predicted == pytest.approx(measured, rel=0.06)
+
+
+def plan(model: str = "org/llama-8B", gpu: str = "NVIDIA H100 80GB HBM3", facts: DatasetFacts = FACTS, **document: Any) -> Plan:
+    spec = JobSpec.model_validate({"model": {"local": model}, "data": {"train": "train.jsonl"}} | document)
+    return compile_plan(spec, JobData(facts, None), hardware=hardware_of(gpu, 16, None))
+
+
+def test_the_plan_says_which_gpu_the_job_needs() -> None:
+    lora, qlora, full = (plan(tuning={"kind": kind}).machines for kind in ("lora", "qlora", "full"))
+    assert lora[0].here and lora[0].fits and lora[0].peak_gib is not None
+    assert lora[0].peak_gib.low < 51.73 < lora[0].peak_gib.high  # measured with 16 rows a step
+
+    def too_small(machines: Any) -> set[str]:
+        return {machine.name for machine in machines if machine.fits is False}
+
+    assert too_small(lora) == {"T4"} and "H100" in too_small(full)
+    assert all(m.seconds is None for m in full if m.fits is False)
+    big = plan("org/model-70B", tuning={"kind": "qlora"}).machines
+    assert "RTX 4090" in too_small(big) and not {"H100", "A100"} & too_small(big)
+    by_name = {machine.name: machine for machine in qlora}
+    slow, fast = by_name["RTX 4090"].seconds, by_name["H100"].seconds
+    assert slow is not None and fast is not None and slow.high > fast.high
+
+
+def test_measured_speed_lies_in_the_planned_time() -> None:
+    for kind, speed in (("lora", 15_728), ("qlora", 15_511)):  # tokens/s with 16 rows a step, one H100
+        found = plan(tuning={"kind": kind}).time.seconds
+        assert found is not None
+        assert found.low - 20 <= 3 * 752_000 / speed <= found.high - 180
+
+
+def test_rows_beyond_the_gpu_are_told_and_unknown_sizes_are_not_guessed() -> None:
+    long = replace(FACTS, tokens=replace(FACTS.tokens, longest_row=60_000))
+    warning = next(w.message for w in plan(gpu="NVIDIA L4", facts=long).warnings if w.code == "memory")
+    assert "will not fit" in warning
+    assert plan("org/nameless").machines == ()
+    assert completed(Shape(parameters=1e12)) is None
+    assert {machine.fits for machine in plan("org/model-1000B").machines} <= {None, False}
