@@ -193,7 +193,10 @@ def _show_machines(one: Plan) -> None:
         peak = f"{machine.peak_gib.low:.1f} to {machine.peak_gib.high:.1f} GiB" if machine.peak_gib else "–"
         time = terminal.duration(Duration(seconds=machine.seconds, basis="")) if machine.seconds else "–"
         name = f"{machine.name} (this machine)" if machine.here else machine.name
-        table.add_row(name, f"{machine.memory_gib:.0f} GiB", peak, time, Text(*marks[machine.fits]))
+        verdict, colour = marks[machine.fits]
+        if machine.peak_gib is None and machine.note:
+            verdict = machine.note
+        table.add_row(name, f"{machine.memory_gib:.0f} GiB", peak, time, Text(verdict, colour))
     terminal.console().print(table)
 
 
