@@ -64,7 +64,16 @@ def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:
     return spec_file.load_spec(source)
 
 
-def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: date | None = None, online: bool = False) -> Plan:
+def _loaded(spec: JobSpec | str | Path) -> JobSpec:
+    """The spec itself, or the one in a file."""
+    from tuneport.core.spec import JobSpec
+
+    return spec if isinstance(spec, JobSpec) else load_spec(spec)
+
+
+def plan(
+    spec: JobSpec | str | Path, provider: str, *, data: JobData | None = None, today: date | None = None, online: bool = False
+) -> Plan:
     """What ``provider`` would do with the job: exact payload, outcome of every field, cost (USD) and time (seconds).
 
     Needs no key, no vendor SDK and no network. With ``online`` the vendor is asked for its own limits and price too: reads that
@@ -76,6 +85,7 @@ def plan(spec: JobSpec, provider: str, *, data: JobData | None = None, today: da
     from tuneport.core.plan import compile_for
     from tuneport.providers import registry
 
+    spec = _loaded(spec)
     place = registry.get(provider, spec.options.for_provider(provider))
     compiled = compile_for(place, spec, data or load_job_data(spec), today)
     return place.online(compiled) if online else compiled
@@ -100,12 +110,13 @@ def engine(*, create: bool = True) -> Engine:
     return Engine(Ledger.open(create=create), registry.get, rows_of)
 
 
-def submit(spec: JobSpec, provider: str, *, planned: Plan | None = None) -> Job:
+def submit(spec: JobSpec | str | Path, provider: str, *, planned: Plan | None = None) -> Job:
     """Make the job at ``provider``: written to the ledger first, then made exactly once. This spends.
 
     Give the plan you have looked at as ``planned``, or one is made. Raises RefusedError, BudgetError or SpecError before anything
     is sent, then CredentialsError or ProviderError; the job then stands in the ledger with what happened.
     """
+    spec = _loaded(spec)
     return engine().submit(spec, planned or plan(spec, provider))
 
 
@@ -137,7 +148,6 @@ def advise(
     from tuneport.advisor.advise import advise as decide
     from tuneport.advisor.intake import Intake, load_intake
     from tuneport.core.errors import CatalogueError
-    from tuneport.core.spec import JobSpec
     from tuneport.providers import registry
 
     intake = decision if isinstance(decision, Intake) else load_intake(decision)
@@ -145,7 +155,7 @@ def advise(
     if spec is not None:
         from tuneport.core.data.load import load_job_data
 
-        loaded = spec if isinstance(spec, JobSpec) else load_spec(spec)
+        loaded = _loaded(spec)
         data = load_job_data(loaded)
         for name in registry.names():
             try:

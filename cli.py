@@ -9,9 +9,11 @@ from typing import Annotated
 try:
     import typer
 
+    import tuneport
     from tuneport.advisor import commands as advisor
     from tuneport.advisor import measure_commands as measure
     from tuneport.core import commands as core
+    from tuneport.core import terminal
     from tuneport.core.errors import DataError, SpecError, TuneportError
     from tuneport.providers import commands as providers
     from tuneport.providers import deployment_commands as deployments
@@ -45,7 +47,8 @@ def main() -> None:
         _fail("interrupted; nothing is lost: jobs already begun stand in `tuneport jobs`", _INTERRUPTED, debug)
     except SpecError as error:
         faults = "".join(f"\n  - {fault}" for fault in error.faults)
-        _fail(f"{error.source} has {len(error.faults)} fault(s); correct and run again:{faults}", error.exit_code, debug)
+        count = terminal.several(len(error.faults), "fault")
+        _fail(f"{error.source} has {count}; correct and run again:{faults}", error.exit_code, debug)
     except TuneportError as error:
         _fail(str(error), error.exit_code, debug)
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
@@ -77,15 +80,18 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read in main()
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - main() reads it
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    pass
+    if version:
+        print(f"tuneport {tuneport.__version__}")
+        raise typer.Exit
 
 
 _COMMANDS = (
-    core.check, providers.prepare, providers.plan,
+    core.init, core.check, providers.prepare, providers.plan,
     jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
     jobs.checkpoints, jobs.export, jobs.delete,
     deployments.deploy, deployments.deployments, deployments.undeploy, deployments.serve, deployments.chat,

@@ -132,16 +132,36 @@ def _show_check(report: CheckReport) -> None:
             console.print(f"          [dim]e.g. {escape('; '.join(finding.examples[:3]))}[/]", highlight=False)
 
 
+def init(path: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")] = Path("spec.yaml")) -> None:
+    """Write a commented spec to start from."""
+    if path.exists():
+        raise UsageError(f"{path} exists already", fix="give another name; nothing was written")
+    terminal.write(path, (Path(__file__).parent / "starter.yaml").read_text(encoding="utf-8"))
+    terminal.console().print(f"wrote {escape(str(path))}: name your model and data in it, then run tuneport plan {escape(str(path))}")
+
+
 def models(
-    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None, as_json: JsonOption = False
+    name: Annotated[str, typer.Argument(help="Only models whose name or vendor id holds this.", metavar="NAME")] = "",
+    provider: Annotated[str | None, typer.Option("--provider", "-p", help="Only this provider.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only models that this method is known to tune.")] = None,
+    as_json: JsonOption = False,
 ) -> None:
     """List the base models: where, how, until when tunable."""
     from tuneport.core.catalogue import closed, load_catalogue
     from tuneport.core.sources import staleness
+    from tuneport.core.spec import Method
 
-    found = [o for o in load_catalogue().models() if provider in (None, o.provider)]
+    if method is not None:
+        terminal.one_of("--method", method, Method)
+    found = [
+        o
+        for o in load_catalogue().models()
+        if provider in (None, o.provider)
+        and (method is None or method in (o.methods or ()))
+        and name.lower() in f"{o.model} {o.vendor_id}".lower()
+    ]
     if not found:
-        raise UsageError(f"the catalogue has no models for {provider!r}", fix="see `tuneport providers`")
+        raise UsageError("the catalogue has no such model", fix="ask for less: tuneport models [NAME] [--provider P] [--method M]")
     today = date.today()
     if as_json:
         terminal.print_json([terminal.plain(o) | {"closed": closed(o, today)} for o in found])

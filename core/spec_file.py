@@ -66,7 +66,7 @@ def read_document(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     except IsADirectoryError:
         raise DataError(f"{path} is a folder", fix="name the spec file in it") from None
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist", fix="check the path, or start from examples/tickets/spec.yaml") from None
+        raise DataError(f"{path} does not exist", fix="check the path, or write one with: tuneport init") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror})", fix="check its permissions") from None
     if not text.strip():

@@ -101,6 +101,11 @@ def usd_range(low: float, high: float) -> str:
     return usd(low) if usd(low) == usd(high) else f"{usd(low)} – {usd(high)}"
 
 
+def several(count: int, noun: str) -> str:
+    """A count with its noun, in the plural unless it is one."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def money(cost: Cost) -> str:
     """A cost's range, or what of it is known."""
     if cost.usd is not None:

@@ -320,24 +320,25 @@ def providers(as_json: JsonOption = False) -> None:
 
 
 def doctor(
-    provider: Annotated[str, typer.Argument(help="Provider to look into; only bedrock has roles and buckets to check.")] = "bedrock",
-    spec: Annotated[Path | None, typer.Option("--spec", help="Take role, bucket and region from this spec.")] = None,
+    provider: Annotated[str, typer.Argument(help="Provider to look into.")],
+    spec: Annotated[Path | None, typer.Option("--spec", help="Take model, role, bucket, region and address from this spec.")] = None,
 ) -> None:
-    """Say which permission, role or setting is missing.
+    """Say which key, permission, role or setting is missing.
 
-    By dry checks that change nothing. Exit code 1 when something is missing.
+    By reads that change nothing. Exit code 1 when something is missing.
     """
-    from tuneport.core.options import BedrockOptions
+    from tuneport.core.catalogue import load_catalogue
     from tuneport.core.spec_file import load_spec
-    from tuneport.providers.bedrock.doctor import diagnose
+    from tuneport.providers.doctor import diagnose
 
-    if provider != "bedrock":
-        raise UsageError(f"there is nothing to check for {provider!r} beside its key", fix="see `tuneport providers`; doctor knows bedrock")
     loaded = load_spec(spec) if spec else None
-    findings = diagnose(loaded.options.bedrock if loaded else BedrockOptions(), os.environ)
-    for finding in findings:
+    options = loaded.options.for_provider(provider) if loaded else None
+    model = load_catalogue().offering(loaded, provider).vendor_id if loaded else None
+    missing = False
+    for finding in diagnose(provider, options, os.environ, model=model):
+        missing |= finding.state == "missing"
         colour = {"ok": "green", "missing": "red", "unknown": "yellow"}[finding.state]
         said = escape(str(finding).removeprefix(finding.state).lstrip())
         terminal.console().print(f"[{colour}]{finding.state:8}[/]{said}", highlight=False)
-    if any(finding.state == "missing" for finding in findings):
+    if missing:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from tuneport.core.errors import DataError, Fault, SpecError, TuneportError
+from tuneport.core.errors import DataError, Fault, SpecError, TuneportError, UsageError
 from tuneport.core.spec import JobSpec
 from tuneport.core.spec_file import load_spec, spec_schema
 
@@ -181,3 +181,20 @@ def test_a_misspelt_provider_under_model_is_a_fault() -> None:
         load_spec({"model": {"togehter": "qwen3.5-9b", "local": "x"}, "data": {"train": "a.jsonl"}})
     (fault,) = raised.value.faults
     assert (fault.path, fault.hint) == ("model.togehter", "did you mean `together`?")
+
+
+def test_the_starter_is_a_sound_spec_for_every_provider(tmp_path: Path) -> None:
+    from tuneport.core.commands import init
+    from tuneport.core.data.load import load_job_data
+    from tuneport.core.plan import compile_for
+    from tuneport.providers import registry
+
+    init(tmp_path / "spec.yaml")
+    with pytest.raises(UsageError, match="exists already"):
+        init(tmp_path / "spec.yaml")
+    row = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]}
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 200, encoding="utf-8")
+    spec = load_spec(tmp_path / "spec.yaml")
+    data = load_job_data(spec)
+    refused = {name: compile_for(registry.get(name), spec, data).refusals for name in registry.names()}
+    assert not any(refused.values()), refused

@@ -14,8 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import unquote
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError
@@ -25,6 +24,7 @@ from tuneport.providers.bedrock.client import NEEDED
 from tuneport.providers.bedrock.errors import MODEL_FIX, code_of, translated
 from tuneport.providers.bedrock.models import base_model
 from tuneport.providers.bedrock.storage import Place, bucket_region
+from tuneport.providers.doctor import Finding
 
 SERVICE = "bedrock.amazonaws.com"
 
@@ -66,19 +66,6 @@ ROLE_ACTIONS: Mapping[str, tuple[str, ...]] = {
 """What Bedrock does under the role."""
 
 _DENIALS = ("AccessDenied", "AccessDeniedException", "403")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The outcome of one check. ``fix`` is set unless it is ok: the exact right, role or setting that is missing."""
-
-    check: str  # e.g. "credentials", "s3://acme-tuning", "role: s3:GetObject"
-    state: Literal["ok", "missing", "unknown"]
-    message: str
-    fix: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.state:8} {self.check}: {self.message}" + (f"; {self.fix}" if self.fix else "")
 
 
 def diagnose(options: BedrockOptions, environment: Mapping[str, str], *, model: str | None = None) -> list[Finding]:
