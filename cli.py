@@ -18,6 +18,7 @@ try:
     from tuneport.providers import commands as providers
     from tuneport.providers import deployment_commands as deployments
     from tuneport.providers import job_commands as jobs
+    from tuneport.providers import sweep_commands as sweeps
 except KeyboardInterrupt:  # Ctrl-C while Python still starts
     sys.exit(130)
 
@@ -93,7 +94,7 @@ def _options(
 _COMMANDS = (
     core.init, core.check, providers.prepare, providers.plan,
     jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
-    jobs.checkpoints, jobs.export, jobs.delete,
+    jobs.checkpoints, jobs.export, jobs.delete, sweeps.sweep,
     deployments.deploy, deployments.deployments, deployments.undeploy, deployments.serve, deployments.chat,
     measure.baseline, measure.evaluate, advisor.advise, advisor.compare,
     providers.providers, core.models, core.prices, providers.doctor, advisor.schema,

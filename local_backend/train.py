@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import sys
 import time
@@ -168,6 +169,7 @@ class Worker:
             rows[role] = read.sequences
             for level, message in read.notes:
                 self._note(message, level=level)
+        rows["train"] = _share(rows["train"], config.train_share, config.seed)
         if not rows["train"]:
             raise DataError("the job has no training rows", fix="check data.train")
         fast = None
@@ -291,6 +293,15 @@ def _smaller(config: TrainConfig) -> TrainConfig | None:
     if rows is None:
         return None
     return config.model_copy(update={"micro_batch_size": rows, "gradient_accumulation": config.batch_size // rows})
+
+
+def _share(rows: list[Any], share: float, seed: int) -> list[Any]:
+    """A random share of the rows, in their order; a smaller share of the same seed is part of a larger one."""
+    if share >= 1:
+        return rows
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)  # noqa: S311 - reproducible choice, not secrecy
+    return [rows[i] for i in sorted(order[: max(1, round(len(rows) * share))])]
 
 
 def _release_memory() -> None:

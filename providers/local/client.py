@@ -117,7 +117,7 @@ class LocalProvider:
         if plan.refusals:
             raise RefusedError(self.name, plan.refusals)
         require_training_stack()
-        locate(plan.vendor_model)
+        source = locate(plan.vendor_model)
         existing = self.find(plan, key)
         if existing is not None:
             return existing
@@ -126,6 +126,8 @@ class LocalProvider:
         for role, file in files.items():
             text = text.replace(json.dumps(f"${{upload:{role}}}"), json.dumps(file))
         config = TrainConfig.model_validate_json(text)
+        if source.path is not None and packaged_name(config.model) is None:
+            config = config.model_copy(update={"model": str(source.path.absolute())})  # the worker runs elsewhere
         if config.chat_template is not None:
             _copy_template(Path(config.chat_template), job.chat_template)
         write_atomically(job.config, config.model_dump_json(indent=2) + "\n")

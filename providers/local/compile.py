@@ -176,6 +176,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         evaluations=evaluations,
         checkpoints=read.value("evaluation.checkpoints", "checkpoints", CHECKPOINTS, "the last one at the end of the run"),
         early_stopping=early_stopping,
+        train_share=read.value("options.local.train_share", "train_share", 1.0, "all rows"),
         overfitting_guard=_guard(fields, evaluations),
         seed=read.value("training.seed", "seed", 0),
         device=read.value("options.local.device", "device", "auto", "the GPU when torch sees one"),
@@ -413,7 +414,8 @@ def _guard(fields: Fields, evaluations: int) -> bool:
 
 def _passes(config: TrainConfig, rows: int) -> float:
     """Passes over the training rows that the run makes."""
-    return total_steps(rows, config.batch_size, config.epochs, config.steps) * config.batch_size / max(1, rows)
+    used = max(1, round(rows * config.train_share))
+    return total_steps(used, config.batch_size, config.epochs, config.steps) * config.batch_size / max(1, rows)
 
 
 def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware, found: Fit | None) -> Duration:
