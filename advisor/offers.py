@@ -27,6 +27,10 @@ Quality = Literal["measured", "same model, measured elsewhere", "not measured"]
 """What the measurement says of an offer's answers."""
 
 
+UNKNOWN_STORAGE = Range(low=0, high=2)
+"""USD per model and month where no charge is known: the one published figure is 1.95 (AWS, on custom models of Bedrock)."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -144,7 +148,10 @@ def _candidate(
         desk.missing(side, "serving", "", f"the catalogue does not say how {plan.provider} serves a tuned {plan.model}")
     storage = desk.price(side, "storage", plan.provider, "store_month", offering, plan.model)
     if storage is None and plan.provider != "local":
-        side.remarks.append(f"the price book has no storage charge at {plan.provider}: none is counted")
+        side.remarks.append(
+            f"no storage charge is known at {plan.provider}: counted as 0 to {UNKNOWN_STORAGE.high:g} USD a month, since the one "
+            "published charge is 1.95 (AWS)"
+        )
     training, basis = _training(desk, plan)
     unknown = [*side.unknown]
     if training is None:
@@ -175,7 +182,7 @@ def _candidate(
             today=now.terms,
             tuned=side.terms,
             train_run=training,
-            storage=storage.amount if storage else FREE,
+            storage=storage.amount if storage else FREE if plan.provider == "local" else UNKNOWN_STORAGE,
             months=months,
             ends_inside=months < desk.intake.horizon_months,
             spread=max(side.spread, now.spread),

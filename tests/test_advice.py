@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tuneport.advisor import advice
 from tuneport.advisor.advise import advise
+from tuneport.advisor.decide import VERDICT_WORDS
 from tuneport.advisor.diagnosis import diagnose
 from tuneport.advisor.intake import Symptom
 from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.prior import load_priors, prior_for
 from tuneport.advisor.report.model import Report
+from tuneport.advisor.report.render import render_markdown
 from tuneport.advisor.rules import load_rules
 from tuneport.advisor.statistics import wilson
 from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
@@ -399,3 +404,75 @@ def test_the_volume_from_which_another_offer_is_better_is_named() -> None:
     assert [s.rival[:5] for s in rivals] == ["local"]
     assert rivals[0].at is not None
     assert 1e7 < rivals[0].at < 5e7
+
+
+# -- whatever is put in --------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_decision_table_has_its_own_sentence() -> None:
+    report = advised(intake(), clear_gain())
+    facts: dict[str, Any] = dict.fromkeys(re.findall(r"facts\[['\"](\w+)['\"]\]", inspect.getsource(advice)))
+    fallback = advice.sentence_of("measure", "", facts, None)
+    for row in load_rules().verdicts:
+        if row.all:
+            cause = "gain-shown" if row.verdict == "migrate" and "gain-shown" in row.all else row.all[0]
+            assert advice.sentence_of(row.verdict, cause, facts, None) != fallback, row
+    assert report.decision.verdict in VERDICT_WORDS
+
+
+QUANTITY = st.one_of(st.floats(0.001, 1e7), st.tuples(st.floats(0.001, 1e3), st.floats(1e3, 1e7)).map(list))
+SHARE = st.floats(0, 1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "gap": st.sampled_from(["knowledge", "behaviour", "both", "unknown"]),
+            "symptoms": st.lists(st.sampled_from(Symptom.__args__), max_size=4),
+            "facts": st.fixed_dictionaries({"fresh_or_private": st.booleans(), "change": st.sampled_from(["never", "monthly", "daily"])}),
+            "quality": st.fixed_dictionaries({"bar": st.floats(0.01, 1), "rejected_answer_usd": st.one_of(st.none(), QUANTITY)}),
+            "incumbent": st.fixed_dictionaries(
+                {
+                    "provider": st.sampled_from(["openai", "local", "nowhere"]),
+                    "model": st.sampled_from(["gpt-4.1-mini", "x"]),
+                    "tuned": st.booleans(),
+                }
+            ),
+            "volume_per_month": QUANTITY,
+            "volume_growth_per_year": st.floats(-0.9, 5),
+            "seasonality": st.lists(st.floats(0.1, 9), min_size=12, max_size=12),
+            "batch_share": SHARE,
+            "cache_hit_share": SHARE,
+            "open_hours_per_month": st.floats(1, 730),
+            "horizon_months": st.integers(1, 60),
+            "needs": st.fixed_dictionaries({"format": st.sampled_from(["free", "strict"]), "latency_p95_seconds": st.floats(0.01, 100)}),
+            "privacy": st.fixed_dictionaries(
+                {"data_may_leave": st.booleans(), "regions": st.lists(st.sampled_from(["eu", "us-"]), max_size=2)}
+            ),
+            "skills": st.sampled_from(["prompting", "api", "training", "operations"]),
+            "self_hosting": st.fixed_dictionaries({"usd_per_hour": st.one_of(st.none(), QUANTITY), "always_on": st.booleans()}),
+            "costs": st.fixed_dictionaries({"incumbent_move_usd": st.one_of(st.none(), QUANTITY)}),
+        },
+    ),
+    n=st.integers(1, 60),
+    right=st.tuples(SHARE, SHARE),
+    arms=st.sampled_from(["none", "prompted", "both", "broken"]),
+)
+def test_no_answer_crashes_the_report(changes: dict[str, Any], n: int, right: tuple[float, float], arms: str) -> None:
+    before, after = (share(n, round(n * r)) for r in right)
+    prompted, tuned = arm("few-shot", before), arm("tuned", after, kind="tuned")
+    if arms == "broken":
+        prompted = prompted.model_copy(
+            update={"answers": tuple(a.model_copy(update={"error": "500", "text": ""}) for a in prompted.answers)}
+        )
+    measured = {"none": None, "prompted": measurement(prompted)}.get(arms, measurement(prompted, tuned))
+    plans = [plan("openai", "gpt-4.1-mini"), plan("together", "qwen3.5-9b", usd=None), plan("bedrock", "nova-micro"), plan()]
+    report = advise(intake(**changes), measured, plans, today=TODAY)
+    assert Report.model_validate_json(report.model_dump_json()) == report
+    shown = render_markdown(report)
+    assert report.decision.sentence.split(":")[0][:20] in shown.replace("\\", "")
+    assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", shown.lower())
+    for offer in report.offers:
+        assert (offer.economics is None) >= (offer.status != "open")

@@ -144,6 +144,15 @@ def risks_of(
                 answer="Prefer open weights that can be downloaded, where quality allows.",
             )
         )
+    if intake.privacy.regulations:
+        risks.append(
+            Risk(
+                name="Regulation",
+                statement=f"{', '.join(intake.privacy.regulations)} bind{'s' if len(intake.privacy.regulations) == 1 else ''}; tuneport "
+                "cannot judge whether an offer complies.",
+                answer="Have the processing agreement, the place of processing and the deletion of rows checked before any upload.",
+            )
+        )
     risks.append(
         Risk(
             name="Rights in the data",
