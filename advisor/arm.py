@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tuneport.advisor.answers import AnswerCache, answer_key
 from tuneport.advisor.asked import asked
@@ -144,6 +144,26 @@ def run_arm(
     )
 
 
+def rescored(suite: EvalSuite, arm: Arm) -> Arm:
+    """An arm measured before, scored again by this suite's metrics from the answers it kept; what judges said of them stays."""
+
+    def again(answer: Answer) -> Answer:
+        texts = [answer.text, *answer.others]
+        replies = [ChatReply("", text, error="" if text else answer.error or "no text", declined=answer.declined) for text in texts]
+        each = [_scores(suite, answer.row, reply, reply.text) for reply in replies]
+        judged = {name: score for name, score in answer.scores.items() if name.startswith("judge.")}
+        return answer.model_copy(update={"scores": {name: sum(s[name] for s in each) / len(each) for name in each[0]} | judged})
+
+    answers = tuple(map(again, arm.answers))
+    found = estimates(suite, answers)
+    found |= {name: value for name, value in arm.metrics.items() if name.startswith("judge.")}
+    calls = arm.calls
+    if calls is not None:
+        calls = calls.model_copy(update=_accepted(suite, answers, calls.tokens_per_call, calls.usd_per_call))
+    changed = {"answers": answers, "metrics": found, "calls": calls}
+    return arm.model_copy(update=changed | {"confusion": confusion(suite, answers), "failures": failure_groups(suite, answers)})
+
+
 def estimates(suite: EvalSuite, answers: Sequence[Answer]) -> dict[str, Estimate]:
     """Every metric over the rows that have use for it with its 95 % interval, the primary one first."""
     found: dict[str, Estimate] = {}
@@ -201,23 +221,33 @@ def _scores(suite: EvalSuite, row: int, reply: ChatReply, text: str) -> dict[str
 
 def _calls(suite: EvalSuite, answers: Sequence[Answer], replies: Sequence[ChatReply], rates: Rates | None) -> Calls:
     good = [reply for reply in replies if not reply.error]
+    tokens = usd = None
+    asked_for, answered = ([getattr(reply, name) for reply in good] for name in ("prompt_tokens", "completion_tokens"))
+    if good and None not in asked_for and None not in answered:
+        tokens = (sum(asked_for) + sum(answered)) / len(good)
+        usd = rates.usd(sum(asked_for) / len(good), sum(answered) / len(good)) if rates is not None else None
+    return Calls(
+        answered=len(good),
+        latency=_spread([reply.seconds for reply in good if not reply.batched]),
+        first_token=_spread([reply.first_token_seconds for reply in good]),
+        tokens_per_call=tokens,
+        usd_per_call=usd,
+        price_source=rates.source if rates else "",
+        **_accepted(suite, answers, tokens, usd),
+    )
+
+
+def _accepted(suite: EvalSuite, answers: Sequence[Answer], tokens: float | None, usd: Range | None) -> dict[str, Any]:
+    """How many answers were good enough, and what each of them took: a call that failed is paid for by those that did not."""
     primary = [answer.scores.get(suite.scorer.primary, 0.0) for answer in answers]
     bar = 1.0 if binary(primary) else ACCEPTABLE
     accepted = sum(score >= bar for score in primary)
-    per_call = per_accepted = None
-    asked, answered = ([getattr(reply, name) for reply in good] for name in ("prompt_tokens", "completion_tokens"))
-    if rates is not None and good and None not in asked and None not in answered:
-        per_call = rates.usd(sum(asked) / len(good), sum(answered) / len(good))
-        per_accepted = per_call * (len(answers) / accepted) if accepted else None
-    return Calls(
-        answered=len(good),
-        accepted=accepted,
-        latency=_spread([reply.seconds for reply in good if not reply.batched]),
-        first_token=_spread([reply.first_token_seconds for reply in good]),
-        usd_per_call=per_call,
-        usd_per_accepted=per_accepted,
-        price_source=rates.source if rates else "",
-    )
+    calls = len(answers) / accepted if accepted else None
+    return {
+        "accepted": accepted,
+        "tokens_per_accepted": tokens * calls if calls and tokens is not None else None,
+        "usd_per_accepted": usd * calls if calls and usd is not None else None,
+    }
 
 
 def _spread(seconds: Sequence[float | None]) -> Spread | None:

@@ -123,7 +123,7 @@ def compare(
 
 
 def schema(
-    what: Annotated[str, typer.Argument(help="spec, plan, decision, report, models or prices.", metavar="WHAT")] = "spec",
+    what: Annotated[str, typer.Argument(help="spec, plan, decision, measurement, report, models or prices.", metavar="WHAT")] = "spec",
 ) -> None:
     """Print a JSON Schema, for editors and programs."""
     terminal.print_json(_schemas(what))
@@ -150,8 +150,12 @@ def _schemas(what: str) -> dict[str, Any]:
         from tuneport.advisor.intake import Intake
 
         return Intake.model_json_schema()
+    if what == "measurement":
+        from tuneport.advisor.measurement import Measurement
+
+        return Measurement.model_json_schema(mode="serialization")
     if what == "report":
         from tuneport.advisor.report.model import report_schema
 
         return report_schema()
-    raise UsageError(f"there is no schema {what!r}", fix="choose spec, plan, decision, report, models or prices")
+    raise UsageError(f"there is no schema {what!r}", fix="choose spec, plan, decision, measurement, report, models or prices")

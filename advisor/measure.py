@@ -179,7 +179,8 @@ def _deciding(arms: Sequence[Arm], primary: Sequence[Comparison]) -> Comparison 
     """The comparison of the best prompted with the best tuned arm; of the first two arms when one kind is absent."""
 
     def best(kind: str) -> str | None:
-        scores = {arm.name: arm.metrics[primary[0].metric].value for arm in arms if arm.kind == kind}
+        metric = primary[0].metric
+        scores = {arm.name: arm.metrics[metric].value for arm in arms if arm.kind == kind and metric in arm.metrics}
         return max(scores, key=lambda name: scores[name], default=None)
 
     if not primary:

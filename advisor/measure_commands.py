@@ -315,6 +315,7 @@ def _run(
     spec: JobSpec, arms: list[Asking], settings: Settings, *, dry: bool, general: tuple[Path | None, bool] = (None, False)
 ) -> tuple[Measurement | None, EvalSuite | None]:
     """Run the arms, compare them with those of the measurement file, write it and show it. Errors of arms come at the end."""
+    from tuneport.advisor.arm import rescored
     from tuneport.advisor.measure import MARGIN, measure
     from tuneport.advisor.measurement import Measurement
     from tuneport.advisor.measurement_view import show_measurement
@@ -332,7 +333,7 @@ def _run(
     same = known if known is not None and (known.suite_sha256, known.part) == (suite.sha256, suite.part) else None
     if known is not None and same is None:
         console.print(f"[yellow]![/] {escape(str(settings.out))} holds other rows; its arms are not kept", highlight=False)
-    kept = [a for a in same.arms if a.name not in {arm.name for arm in arms}] if same else []
+    kept = [rescored(suite, a) for a in same.arms if a.name not in {arm.name for arm in arms}] if same else []
     faults: list[tuple[str, TuneportError]] = []
     new: list[Arm] = []
     for arm in arms:

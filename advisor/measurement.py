@@ -58,6 +58,8 @@ class Calls(_Frozen):
     accepted: int  # rows whose primary score is full marks, or at least 0.5 for a graded metric
     latency: Spread | None = None  # whole answers
     first_token: Spread | None = None  # None unless streamed
+    tokens_per_call: float | None = None  # prompt and answer; None when a count is missing
+    tokens_per_accepted: float | None = None  # all calls over the accepted rows; None also when none was accepted
     usd_per_call: Range | None = None  # None: a price or a token count is unknown
     usd_per_accepted: Range | None = None  # all calls over the accepted rows; None also when none was accepted
     price_source: str = ""

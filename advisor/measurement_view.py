@@ -21,6 +21,8 @@ def show_measurement(result: Measurement) -> None:
     for title, cells in (
         ("p50 / p95 / p99", [_times(c.latency if c else None) for c in calls]),
         ("first token", [_times(c.first_token if c else None) for c in calls]),
+        ("tokens per call", [_count(c.tokens_per_call if c else None) for c in calls]),
+        ("tokens per accepted", [_count(c.tokens_per_accepted if c else None) for c in calls]),
         ("USD per call", [_usd(c.usd_per_call if c else None) for c in calls]),
         ("USD per accepted", [_usd(c.usd_per_accepted if c else None) for c in calls]),
     ):
@@ -73,6 +75,10 @@ def _failures(arm: Arm) -> str:
 
 def _times(spread: Spread | None) -> str:
     return "–" if spread is None else f"{spread.p50:.2f} / {spread.p95:.2f} / {spread.p99:.2f} s"
+
+
+def _count(tokens: float | None) -> str:
+    return "–" if tokens is None else f"{tokens:,.0f}"
 
 
 def _usd(amount: Range | None) -> str:

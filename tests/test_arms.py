@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tuneport.advisor.arm import Progress, run_arm
+from tuneport.advisor.arm import Progress, rescored, run_arm
 from tuneport.advisor.measure import compare, measure
 from tuneport.advisor.spending import Purse, rates_of, stated_rates
 from tuneport.advisor.suite import Columns, EvalSuite, build_suite
@@ -147,8 +147,26 @@ def test_calls_tell_time_and_money_per_accepted_answer() -> None:
     assert (calls.answered, calls.accepted, calls.first_token) == (10, 4, None)
     assert calls.usd_per_call is not None and calls.usd_per_call.high == pytest.approx(0.002)
     assert calls.usd_per_accepted is not None and calls.usd_per_accepted.high == pytest.approx(0.005)
+    assert (calls.tokens_per_call, calls.tokens_per_accepted) == (1500, 3750)
     unpriced = run_arm(Scripted(timed), "m", suite, name="a").calls
     assert unpriced is not None and (unpriced.usd_per_call, unpriced.usd_per_accepted) == (None, None)
+
+
+def test_an_arm_kept_from_before_is_scored_by_todays_metrics() -> None:
+    before = run_arm(Scripted(right_for(lambda i: i < 4)), "m", tickets(10), name="a", rates=RATES)
+    suite = build_suite(rows(0, 10), rows(1000, 30), source="t", extras=("token_f1",), primary="token_f1")
+    again = rescored(suite, before)
+    assert next(iter(again.metrics)) == "token_f1"
+    assert again == run_arm(Scripted(right_for(lambda i: i < 4)), "m", suite, name="a", rates=RATES)
+    twice = run_arm(Moody(right_for(lambda i: True)), "m", tickets(10), name="r", repeats=2)
+    assert rescored(tickets(10), twice) == twice
+
+
+def test_confusion_counts_every_row_once() -> None:
+    found = run_arm(Scripted(lambda m: answer_of(number(m) + 1) if number(m) < 6 else "rubbish"), "m", tickets(12), name="a").confusion
+    assert found is not None
+    assert found.labels == ('"billing"', '"returns"', '"shipping"')
+    assert found.counts == ((0, 0, 2, 2), (2, 0, 0, 2), (0, 2, 0, 2))
 
 
 def test_the_price_book_prices_base_and_tuned_and_says_when_it_cannot() -> None:

@@ -12,9 +12,12 @@ import pytest
 
 from tuneport.core.asking import Pace, ask_all
 from tuneport.core.errors import CredentialsError, DataError, ProviderError
-from tuneport.core.options import OpenAIOptions
+from tuneport.core.options import OpenAIOptions, TogetherOptions
 from tuneport.core.provider import ChatReply, ChatRequest
+from tuneport.providers.bedrock import converse
+from tuneport.providers.fireworks.client import FireworksProvider
 from tuneport.providers.openai.client import OpenAIProvider
+from tuneport.providers.together.client import TogetherProvider
 from tuneport.tests.chat_server import chat_server
 
 SLOW_DOWN = ProviderError("slow down", retry="rate_limit", retry_after=0.01)
@@ -42,6 +45,28 @@ def test_streams_give_the_same_answer_and_the_time_to_its_first_token(tmp_path: 
     assert (reply.text, reply.prompt_tokens, reply.completion_tokens, reply.error) == ("77", 7, 2, "")
     assert reply.first_token_seconds is not None and reply.seconds is not None
     assert 0.05 <= reply.first_token_seconds < reply.seconds
+
+
+def test_every_vendor_streams_and_tells_the_time_to_its_first_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TOGETHER_API_KEY", "FIREWORKS_API_KEY", "FIREWORKS_ACCOUNT_ID"):
+        monkeypatch.setenv(name, "key-for-loopback")
+    with chat_server(tmp_path, delay=0.02) as server:
+        root = server.url.removesuffix("/v1")
+        fireworks = f"accounts/me/models/m#accounts/me/deployments/d@{root}"
+        for provider, model in ((TogetherProvider(TogetherOptions(base_url=root)), "m"), (FireworksProvider(), fireworks)):
+            found = {reply.id: reply for reply in provider.chat(model, questions(3, stream=True), concurrency=2)}
+            assert {i: (r.text, r.completion_tokens, r.error) for i, r in found.items()} == {str(i): (str(i), 2, "") for i in range(3)}
+            assert all(r.first_token_seconds and r.seconds and r.first_token_seconds < r.seconds for r in found.values())
+
+    class Client:
+        def converse_stream(self, **asked: object) -> dict[str, object]:
+            pieces: list[dict[str, object]] = [{"contentBlockDelta": {"delta": {"text": text}}} for text in ("Hel", "lo")]
+            end = [{"messageStop": {"stopReason": "end_turn"}}, {"metadata": {"usage": {"inputTokens": 7, "outputTokens": 2}}}]
+            return {"stream": iter([{"messageStart": {"role": "assistant"}}, *pieces, *end])}
+
+    (reply,) = converse.replies(Client(), "amazon.nova-micro-v1:0", questions(1, stream=True), time.sleep)
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("Hello", 7, 2)
+    assert reply.first_token_seconds is not None
 
 
 def test_a_service_that_limits_is_asked_less_at_once_and_then_more_again() -> None:

@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import tuneport
 from tuneport.cli import app
 from tuneport.core.errors import TuneportError
+from tuneport.core.job import JobState, RemoteJob
 from tuneport.core.ledger import Ledger
+from tuneport.core.spec_file import load_spec
 from tuneport.tests.chat_server import ChatServer, chat_server
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
@@ -174,3 +177,16 @@ def test_a_ledger_that_cannot_be_written_shows_no_score(project: Path, monkeypat
     monkeypatch.setenv("TUNEPORT_LEDGER", str(project / "bad.db"))
     said = run("baseline", "spec.yaml", "-p", "openai", "--shots", "0", code=10)
     assert "normalised_match" not in said and not (project / "measurement.json").exists()
+
+
+def test_a_jobs_model_is_measured_at_its_own_provider(project: Path) -> None:
+    spec = load_spec("spec.yaml")
+    ledger = Ledger.open()
+    ledger.add("j-aaaaaa", spec, tuneport.plan(spec, "openai"), {})
+    ledger.observe("j-aaaaaa", RemoteJob(ref="ftjob-1", state=JobState.SUCCEEDED, raw_state="succeeded", tuned_model="ft:good"))
+    run("baseline", "spec.yaml", "-p", "openai", "--shots", "0")
+    said = run("evaluate", "spec.yaml", "--job", "last", "--max-usd", "1")
+    assert "tuned: ft:good at openai, at most $0." in said
+    arm = measured(project)["arms"][1]
+    assert (arm["kind"], arm["job"], arm["model"], arm["metrics"]["normalised_match"]["value"]) == ("tuned", "j-aaaaaa", "ft:good", 1)
+    assert "observed" in arm["calls"]["price_source"]
