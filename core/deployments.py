@@ -1,8 +1,7 @@
 """Deploys tuned models exactly once, keeps what they cost in sight, and takes them down again.
 
-As with jobs (``core.submission``) the ledger says on disk that a step begins before it begins: *intent*, then *creating*, then
-*created*. Create is called again only after ``Deployer.find`` has shown nothing for the settling time. A deployment stands in the
-ledger until the provider itself says that it is gone, so nothing that bills is ever forgotten.
+``core.making`` makes one. A deployment stands in the ledger until the provider itself says that it is gone, so nothing that bills
+is ever forgotten.
 """
 
 from __future__ import annotations
@@ -12,17 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tuneport.core.deployment import DeploymentRequest, DeploymentState, RemoteDeployment, Tuned
+from tuneport.core.deployment import DeploymentRequest, DeploymentState, Tuned
 from tuneport.core.errors import BudgetError, LedgerError, ProviderError, TuneportError, UsageError
 from tuneport.core.jobs import no_model
 from tuneport.core.keys import new_deployment_id
 from tuneport.core.ledger import DeploymentChange, DeploymentRecord, JobRecord, Ledger, Step
-from tuneport.core.ledger.locks import StillHeld
 from tuneport.core.ledger.records import unread
+from tuneport.core.making import RESUME_FIX, Making
 from tuneport.core.provider import Deployer, Provider
 from tuneport.core.reading import offered
 from tuneport.core.retry import retrying, verdict
-from tuneport.core.submission import SETTLE_S, Reconciled, Sleep, looked_for, proves_nothing_made
+from tuneport.core.submission import Reconciled, Sleep
 
 if TYPE_CHECKING:  # loads pydantic, which listing does not need
     from tuneport.core.deployment_plan import DeploymentPlan
@@ -32,7 +31,6 @@ LONGEST_START_S = 2700.0
 ``--wait-timeout``); weights of large models take longer."""
 LONGEST_REMOVAL_S = 600.0
 FIRST_LOOK_S, LONGEST_LOOK_S = 2.0, 15.0
-RESUME_FIX = "go on with: tuneport reconcile --yes, or give it up with: tuneport undeploy {}"
 
 OnChange = Callable[[DeploymentRecord], None]
 
@@ -93,7 +91,7 @@ class Deployments:
             deployment_id = new_deployment_id()
             with self._ledger.claim(deployment_id) as held:  # before the intent is visible
                 if held is not None and self._store.add(deployment_id, job_id, plan, ttl_s=ttl_s, stands_on=on):
-                    _Making(self._ledger, deployer, deployment_id, held, self._sleep).carry_out()
+                    Making(self._ledger, deployer, deployment_id, held, self._sleep).carry_out()
                     return self._store.get(deployment_id)
 
     def check_budget(self, job: JobRecord, plan: DeploymentPlan, ttl_s: float | None) -> None:
@@ -293,7 +291,7 @@ class Deployments:
                 return self._store.get(record.id)
             record = self._store.get(record.id)
             if record.ref is None and record.state.standing:
-                making = _Making(self._ledger, self._deployer_of(record), record.id, held, self._sleep)
+                making = Making(self._ledger, self._deployer_of(record), record.id, held, self._sleep)
                 if record.step is not Step.CREATING or making.adopt(wait=True) is None:
                     self._store.ended_unmade(record.id, "undeployed before it was created")
         return self._store.get(record.id)
@@ -312,7 +310,7 @@ class Deployments:
                 return Reconciled(record.id, "busy", "another process is making it")
             record = self._store.get(record.id)
             try:
-                making = _Making(self._ledger, self._deployer_of(record), record.id, held, self._sleep)
+                making = Making(self._ledger, self._deployer_of(record), record.id, held, self._sleep)
                 return self._settle(record, making, resume)
             except LedgerError:
                 raise
@@ -323,7 +321,7 @@ class Deployments:
                 self._store.read_failed(record.id, unread(error))
                 return Reconciled(record.id, "unreachable", str(error))
 
-    def _settle(self, record: DeploymentRecord, making: _Making, resume: bool) -> Reconciled:
+    def _settle(self, record: DeploymentRecord, making: Making, resume: bool) -> Reconciled:
         if record.ref is not None or not record.state.standing:
             return Reconciled(record.id, "adopted", "another process finished it")
         may_exist = record.step is Step.CREATING
@@ -340,75 +338,3 @@ class Deployments:
         fix = RESUME_FIX.format(record.id)
         self._store.note(record.id, f"interrupted before it was created; nothing exists at {record.provider}; {fix}")
         return Reconciled(record.id, "interrupted", fix)
-
-
-class _Making:
-    """One claimed deployment on its way to the provider. All calls of ``Deployer.create`` happen here."""
-
-    def __init__(self, ledger: Ledger, deployer: Deployer, deployment_id: str, held: StillHeld, sleep: Sleep) -> None:
-        self._ledger, self._deployer, self._id, self._held, self._sleep = ledger, deployer, deployment_id, held, sleep
-        self._store = ledger.deployments
-        self._plan = self._store.plan(deployment_id)
-        self._settle_s = float(getattr(deployer, "settle_seconds", SETTLE_S))
-
-    def carry_out(self) -> None:
-        """Bring it from where it stands to *created*. Raises the provider's error, as ``core.submission`` does."""
-        record = self._store.get(self._id)
-        if record.ref is not None or not record.state.standing:
-            return
-        if record.step is Step.CREATING and self.adopt(wait=True) is not None:
-            return
-        if not self._held():
-            raise LedgerError(f"the claim on deployment {self._id} was lost before it was created", fix=RESUME_FIX.format(self._id))
-        if self._store.creating(self._id):
-            self._create(record.key)
-        else:
-            self._store.ended_unmade(self._id, "undeployed before it was created")
-
-    def adopt(self, *, wait: bool) -> DeploymentRecord | None:
-        """Record what an earlier create made, if the provider shows it; ``wait`` out the settling time for it. Reads only."""
-        record = self._store.get(self._id)
-        called = record.create_called_at
-        age = (self._ledger.now() - called).total_seconds() if called else 0.0
-        find = self._deployer.find
-        remote = looked_for(lambda: find(self._plan, record.key), age, self._settle_s, self._sleep, wait=wait)
-        return None if remote is None else self._record(remote, "found at the provider and adopted")
-
-    def settled(self) -> bool:
-        """Whether so long has passed since create was called that the provider would show what it made."""
-        called = self._store.get(self._id).create_called_at
-        return called is None or (self._ledger.now() - called).total_seconds() >= self._settle_s
-
-    def _create(self, key: str) -> None:
-        try:
-            remote = self._deployer.create(self._plan, key)
-        except TuneportError as error:
-            if verdict(error).kind == "rate_limit":
-                self._store.not_created(self._id, f"not created yet: {error}")
-                raise
-            if proves_nothing_made(error):
-                self._store.ended_unmade(self._id, f"not created: {error}")
-                raise
-            self._after_lost_reply(error)
-            return
-        self._record(remote, "created")
-
-    def _after_lost_reply(self, error: TuneportError) -> None:
-        name, fix = self._plan.provider, "let tuneport look again before it makes one: tuneport reconcile"
-        self._store.note(self._id, f"the answer of {name} was lost: {error}")
-        try:
-            found = self.adopt(wait=True)
-        except LedgerError:
-            raise
-        except TuneportError as looking:
-            raise ProviderError(f"{name} did not confirm deployment {self._id}, and cannot be asked ({looking.what})", fix=fix) from error
-        if found is None:
-            what = f"{name} did not confirm deployment {self._id}, and shows no such deployment ({error.what})"
-            raise ProviderError(what, fix=fix) from error
-
-    def _record(self, remote: RemoteDeployment, note: str) -> DeploymentRecord:
-        try:
-            return self._store.observe(self._id, remote, note)
-        except LedgerError as error:
-            what = f"{self._plan.provider} has made deployment {self._id} as {remote.ref}, but it could not be recorded ({error})"
-            raise LedgerError(what, fix="mend the ledger, then adopt it with: tuneport reconcile") from error

@@ -142,7 +142,7 @@ def chat(
         str | None, typer.Argument(help="What to ask; read from standard input when left out.", metavar="QUESTION")
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")] = 512,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a job's tuned model a question."""

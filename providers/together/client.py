@@ -28,7 +28,7 @@ from tuneport.providers.together.compile import compile_plan
 from tuneport.providers.together.deployments import TogetherDeployer
 from tuneport.providers.together.errors import lacks_endpoint, mapped, translated
 from tuneport.providers.together.files import belongs, upload_all
-from tuneport.providers.together.session import TIMEOUT_S, TITLE, document, listed, session
+from tuneport.providers.together.session import TIMEOUT_S, TITLE, document, gone, listed, session
 from tuneport.providers.together.states import KEY, TRAINING_BEGUN, hub_export, job_events, metric_at, moment, remote_job
 from tuneport.providers.together.weights import Kind, archive
 
@@ -225,7 +225,7 @@ class TogetherProvider:
                 for file in dict.fromkeys(job.get(name) for name in ("training_file", "validation_file"))
                 if isinstance(file, str) and file and file not in others and self._delete_file(client, file, dry_run)
             ]
-            if not dry_run and _gone(lambda: client.fine_tuning.with_raw_response.delete(ident)):
+            if not dry_run and gone(lambda: client.fine_tuning.with_raw_response.delete(ident)):
                 return removed
             return [*removed, f"job {ident}", *([f"model {seen.tuned_model}"] if seen.tuned_model else [])]
 
@@ -268,11 +268,11 @@ class TogetherProvider:
         """Delete a file that tuneport has uploaded; False when it is gone, or somebody else's with the same content."""
         with translated():
             found: list[dict[str, Any]] = []
-            if _gone(lambda: found.append(document(client.files.with_raw_response.retrieve(ident)))):
+            if gone(lambda: found.append(document(client.files.with_raw_response.retrieve(ident)))):
                 return False
             if not KEY.match(str(found[0].get("filename") or "")):
                 return False
-            return dry_run or not _gone(lambda: client.files.with_raw_response.delete(ident))
+            return dry_run or not gone(lambda: client.files.with_raw_response.delete(ident))
 
 
 def _reply(client: together.Together, model: str, request: ChatRequest) -> ChatReply:
@@ -332,14 +332,3 @@ def _nameless(job: Mapping[str, Any], sent: str) -> bool:
 
 def _made(job: Mapping[str, Any]) -> datetime:
     return moment(job.get("created_at")) or _EPOCH
-
-
-def _gone(call: Callable[[], object]) -> bool:
-    """Make a call; True when Together answers that the thing does not exist (404)."""
-    import together  # noqa: PLC0415
-
-    try:
-        call()
-    except together.NotFoundError:
-        return True
-    return False

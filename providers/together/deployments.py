@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from tuneport.core.deployment import DeploymentRequest, DeploymentState, RemoteDeployment, Tuned
 from tuneport.core.deployment_plan import DeploymentPlan
-from tuneport.core.errors import ProviderError, RefusedError, UsageError
+from tuneport.core.errors import ProviderError, UsageError
 from tuneport.core.money import Range
 from tuneport.providers.exchange import at, refuse_requested, split
-from tuneport.providers.together.session import document, listed
+from tuneport.providers.together.hardware import chosen, configs_for, pages
+from tuneport.providers.together.session import document, gone, listed
 
 if TYPE_CHECKING:
     import together
@@ -76,9 +77,9 @@ class TogetherDeployer:
                 what = f"Together's job {ident} shows no model_object_id, without which it cannot be deployed"
                 raise ProviderError(what, fix=_SLOW_PATH, retry="no")
             resource = f"projects/{project}/models/{model}"
-            configs = _configs(client, project, str(model), resource)
+            configs = configs_for(client, project, str(model), resource)
             hardware = listed(client.endpoints.hardware.with_raw_response.list())
-        config, cents, told, others = _chosen(configs, hardware, request.hardware, tuned.base_model)
+        config, cents, told, others = chosen(configs, hardware, request.hardware, tuned.base_model)
         replicas = request.replicas or 1
         idle = request.idle_s if request.idle_s is not None else request.ttl_s
         payload: dict[str, Any] = {
@@ -130,7 +131,7 @@ class TogetherDeployer:
             if endpoint is None:
                 return None
             lister = client.endpoints.deployments.with_raw_response.list
-            for made in _pages(lambda **more: lister(endpoint_id=str(endpoint["id"]), project_id=project, **more)):
+            for made in pages(lambda **more: lister(endpoint_id=str(endpoint["id"]), project_id=project, **more)):
                 if str(made.get("name")).rpartition("/")[2] == key:
                     return _seen(made, endpoint, address, client)
         return None
@@ -157,17 +158,17 @@ class TogetherDeployer:
             here = {"project_id": found["project"], "endpoint_id": found["endpoint"]}
             deployments: Any = client.endpoints.deployments.with_raw_response
             try:
-                gone = _gone(lambda: deployments.delete(found["id"], **here))
+                absent = gone(lambda: deployments.delete(found["id"], **here))
             except Exception as error:
                 if not _is_refusal(error):
                     raise
-                gone = False
+                absent = False
                 none: Any = {"min_replicas": 0, "max_replicas": 0}
                 deployments.update(found["id"], autoscaling=none, **here)  # it must stop before it can be deleted
-            if not gone and (left := _retrieved(client, found)) is not None:
+            if not absent and (left := _retrieved(client, found)) is not None:
                 return RemoteDeployment(ref, DeploymentState.UNDEPLOYING, _word(left), "Together is stopping it")
             try:
-                _gone(lambda: client.endpoints.with_raw_response.delete(found["endpoint"], project_id=found["project"]))
+                gone(lambda: client.endpoints.with_raw_response.delete(found["endpoint"], project_id=found["project"]))
             except Exception as error:
                 if not _is_refusal(error):
                     raise
@@ -178,7 +179,7 @@ class TogetherDeployer:
         with self._session(self._address) as client:
             project = _project(client)
             lister = client.endpoints.with_raw_response.list
-            for endpoint in list(_pages(lambda **more: lister(project_id=project, **more))):
+            for endpoint in list(pages(lambda **more: lister(project_id=project, **more))):
                 for made in endpoint.get("deployments") or ():
                     yield _seen({**made, "endpointId": endpoint["id"], "projectId": project}, endpoint, self._address, client)
 
@@ -221,39 +222,17 @@ def _is_refusal(error: Exception) -> bool:
     return isinstance(error, together.APIStatusError) and error.status_code in (400, 404, 409, 412, 422)
 
 
-def _gone(call: Callable[[], object]) -> bool:
-    """Make a call; True when Together answers that the thing does not exist (404)."""
-    import together  # noqa: PLC0415
-
-    try:
-        call()
-    except together.NotFoundError:
-        return True
-    return False
-
-
 def _retrieved(client: together.Together, found: Mapping[str, str]) -> dict[str, Any] | None:
     kept: list[Any] = []
     retrieve: Any = client.endpoints.deployments.with_raw_response.retrieve
-    gone = _gone(lambda: kept.append(retrieve(found["id"], endpoint_id=found["endpoint"], project_id=found["project"])))
-    return None if gone else document(kept[0])
+    absent = gone(lambda: kept.append(retrieve(found["id"], endpoint_id=found["endpoint"], project_id=found["project"])))
+    return None if absent else document(kept[0])
 
 
 def _retrieved_endpoint(client: together.Together, found: Mapping[str, str]) -> dict[str, Any] | None:
     kept: list[Any] = []
     retrieve: Any = client.endpoints.with_raw_response.retrieve
-    return None if _gone(lambda: kept.append(retrieve(found["endpoint"], project_id=found["project"]))) else document(kept[0])
-
-
-def _pages(call: Callable[..., Any]) -> Iterator[dict[str, Any]]:
-    """The entries of a list with cursors."""
-    more: dict[str, Any] = {}
-    while True:
-        page = document(call(**more))
-        yield from (entry for entry in page.get("data") or () if isinstance(entry, dict))
-        if not page.get("next_cursor"):
-            return
-        more = {"after": page["next_cursor"]}
+    return None if gone(lambda: kept.append(retrieve(found["endpoint"], project_id=found["project"]))) else document(kept[0])
 
 
 def _project(client: together.Together) -> str:
@@ -273,55 +252,8 @@ def _project_of(plan: DeploymentPlan) -> str:
 
 def _endpoint(client: together.Together, project: str, name: str) -> dict[str, Any] | None:
     lister = client.endpoints.with_raw_response.list
-    found = _pages(lambda **more: lister(project_id=project, **more))
+    found = pages(lambda **more: lister(project_id=project, **more))
     return next((entry for entry in found if str(entry.get("name")).rpartition("/")[2] == name), None)
-
-
-def _configs(client: together.Together, project: str, model: str, resource: str) -> list[dict[str, Any]]:
-    """The configurations for the model, or for the base that it was tuned from. Raises RefusedError when there is none."""
-    lister = client.models.configs.with_raw_response.list
-    base: Any = document(client.models.with_raw_response.retrieve(model, project_id=project)).get("baseModel")
-    for reference in filter(None, (resource, base)):
-        found = list(_pages(lambda reference=reference, **more: lister(project_id=project, reference_model=str(reference), **more)))
-        if found:
-            return found
-    reason = "Together has no deployment configuration for it or its base, so it cannot be served there; download it (tuneport export)"
-    raise RefusedError("together", {"model": reason}, wanted="deployment")
-
-
-def _chosen(
-    configs: list[dict[str, Any]], hardware: list[dict[str, Any]], wanted: str | None, base: str
-) -> tuple[dict[str, Any], float | None, str, list[str]]:
-    """(configuration, US cents per hour and replica or None, what it runs on, the other configurations' names)."""
-    known = []
-    for config in configs:
-        kind = next((found for found in hardware if _runs_on(config, found)), None)
-        cents = kind.get("priceCentsPerHour") if kind else None
-        words = " ".join(str(s.get("value")) for s in config.get("selectors") or ())
-        told = f"{kind['gpuCount']} x {kind['gpuType']}" if kind else words or str(config["id"])
-        known.append((config, float(cents) if cents is not None else None, told))
-    if wanted is not None:
-        fit = [one for one in known if wanted == one[0]["id"] or wanted.lower() in one[2].lower().split()]
-        if not fit:
-            there = ", ".join(f"{told} ({config['id']})" for config, _, told in known)
-            raise RefusedError("together", {"--hardware": f"{wanted} is not offered for this model; offered: {there}"}, wanted="deployment")
-        known = fit
-    priced = [one for one in known if one[1] is not None]
-    if not priced and len(known) > 1:
-        there = ", ".join(f"{told} ({config['id']})" for config, _, told in known)
-        raise UsageError(f"Together has several configurations for {base} and no price for any: {there}", fix="choose one with --hardware")
-    best = min(priced, key=lambda one: one[1] or 0.0) if priced else known[0]
-    return *best, [f"{told} ({config['id']})" for config, _, told in known if config is not best[0]]
-
-
-def _runs_on(config: Mapping[str, Any], hardware: Mapping[str, Any]) -> bool:
-    """Whether a configuration's selectors (key, value) name this hardware: by its id, or by type and number of GPUs."""
-    selectors = {str(s.get("key")).lower(): str(s.get("value")).lower() for s in config.get("selectors") or ()}
-    if str(hardware.get("id")).lower() in selectors.values():
-        return True
-    of_type = str(hardware.get("gpuType")).lower() in selectors.values()
-    counts = [value for key, value in selectors.items() if "count" in key]
-    return of_type and counts == [str(hardware.get("gpuCount"))]
 
 
 def _seen(made: Mapping[str, Any], endpoint: Mapping[str, Any], address: str | None, client: together.Together) -> RemoteDeployment:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -85,3 +85,14 @@ def listed(answer: Any, name: str = "data") -> list[dict[str, Any]]:
     if found is not None and not isinstance(found, list):
         raise ProviderError(f"Together's answer has no list under {name!r}", fix="look again later")
     return [entry for entry in found or () if isinstance(entry, dict)]
+
+
+def gone(call: Callable[[], object]) -> bool:
+    """Make a call; True when Together answers that the thing does not exist (404)."""
+    import together  # noqa: PLC0415
+
+    try:
+        call()
+    except together.NotFoundError:
+        return True
+    return False
