@@ -29,6 +29,8 @@ def advise(
 
     if interactive:
         _interview(decision, spec)
+    elif not decision.exists():
+        raise DataError(f"{decision} does not exist", fix=f"make it by answering questions: tuneport advise {decision} --interactive")
     measured = _load_measurement(measurement) if measurement else None
     report = tuneport.advise(decision, spec=spec, measurement=measured)
     written = write_report(out, report, pdf=pdf)

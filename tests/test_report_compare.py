@@ -158,3 +158,9 @@ def test_a_measurement_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["advise", str(example), "--measurement", str(tmp_path / "measurement.json"), "--out", str(tmp_path)])
     assert isinstance(done.exception, DataError)
     assert "no measurement" in str(done.exception)
+
+
+def test_a_missing_decision_file_is_offered_by_questions(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["advise", str(tmp_path / "decision.yaml"), "--out", str(tmp_path)])
+    assert isinstance(done.exception, DataError)
+    assert "--interactive" in str(done.exception)

@@ -122,6 +122,7 @@ def build_report(
         prior=prior,
         pilot=situation.pilot,
         curve=situation.curve,
+        measuring_usd=situation.measuring_usd,
         todays_prices=tuple(now.notes),
         evidence=evidence_of(intake, measurement),
         cash_flow=simulation.cash_flow(chosen) if chosen else None,

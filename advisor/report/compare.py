@@ -124,8 +124,8 @@ def _rules(before: Report, after: Report) -> Iterator[Change]:
         return {line.says: words[line.fired] for line in (*report.decision.trace, *report.decision.doubts)}
 
     old, new = read(before), read(after)
-    shared = old.keys() & new.keys()
-    return _differs("rules", {k: v for k, v in old.items() if k in shared}, {k: v for k, v in new.items() if k in shared})
+    shared = [k for k in old if k in new and "holds" in (old[k], new[k])]  # from unknown to untrue, nothing was learnt that counts
+    return _differs("rules", {k: old[k] for k in shared}, {k: new[k] for k in shared})
 
 
 def _offers(before: Report, after: Report) -> Iterator[Change]:

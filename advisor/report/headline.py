@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tuneport.advisor.facts import best_route
+from tuneport.advisor.facts import SUITE_ROWS, best_route
 from tuneport.advisor.measurement import Comparison, Estimate
 from tuneport.advisor.report.model import Report
 from tuneport.advisor.report.words import UNKNOWN, months, pair, percent, plain, points, probability, usd, usd_range
@@ -30,6 +30,11 @@ def tiles_of(report: Report, deciding: Comparison | None) -> Sequence[Tile]:
         return [quality, *_pilot(report)]
     if verdict == "route":
         return [*_route(report), _bar(report)]
+    if verdict == "measure":
+        cost = Tile(
+            "Measuring costs", usd_range(report.measuring_usd), f"Today's model asked once for {SUITE_ROWS} rows; people's time on top"
+        )
+        return [quality, _bar(report), cost, _money(report, "If fine-tuned: ")[0]]
     money = _money(report, "" if tunes else "If fine-tuned all the same: ")
     return [quality, *money] if tunes or deciding else [quality, _bar(report), *money[::2]]
 
@@ -83,7 +88,8 @@ def _money(report: Report, condition: str) -> list[Tile]:
     money = report.savings.economics
     if money is None:
         why = "No offer with known prices"
-        return [Tile(name, UNKNOWN, why) for name in ("Saved", "Paid back after", "Chance of saving money")]
+        names = ("Saved by fine-tuning" if condition else "Saved", "Paid back after", "Chance of saving money")
+        return [Tile(name, UNKNOWN, why) for name in names]
     saved = f"saved in {months(money.months)}"
     tone = "plus" if (money.npv.p10 or 0) > 0 else "minus" if (money.npv.p50 or 0) < 0 else ""
     return [

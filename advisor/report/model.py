@@ -21,6 +21,7 @@ from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles
 from tuneport.advisor.pricing import PriceNote
 from tuneport.advisor.prior import Prior
 from tuneport.advisor.routing import Route
+from tuneport.core.money import Range
 
 
 class _Frozen(BaseModel):
@@ -168,6 +169,7 @@ class Report(_Frozen):
     prior: Prior
     pilot: Pilot | None
     curve: LearningCurve | None
+    measuring_usd: Range | None  # asking today's model once for every row of a suite; None: a price is unknown
     todays_prices: tuple[PriceNote, ...]
     evidence: Evidence | None
     cash_flow: CashFlow | None
