@@ -217,6 +217,8 @@ def load_tokenizer(folder: str, chat_template: Path | None = None, *, chats: boo
         raise ProviderError(f"the tokenizer of {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # what is padding is told by lengths, never by this id
     if chats and not tokenizer.chat_template:
         raise ProviderError(
             f"the tokenizer of {folder} has no chat template, and a guessed one would train the wrong format",

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 STATE_PAUSE = 0.5
 """Seconds between two writes of the state at least, so that fast steps do not wait for the disk."""
+DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing file")
+"""How the system, safetensors and PyTorch say it."""
 
 
 class _Stopped(Exception):
@@ -118,11 +120,13 @@ class Worker:
         self._interruptible = False
         from tuneport.local_backend.best import BestAdapter  # noqa: PLC0415 - these import torch
         from tuneport.local_backend.card import save_result  # noqa: PLC0415
+        from tuneport.local_backend.checkpoint import check_checkpoint  # noqa: PLC0415
         from tuneport.local_backend.methods import train  # noqa: PLC0415
 
         found = self.job.last_checkpoint()
         step, checkpoint = found or (0, None)
         if found:
+            check_checkpoint(found[1])
             self._note(f"resumed from the checkpoint at step {step} of {run.steps}")
         else:
             self._note(f"training {run.steps} steps of {config.batch_size} rows by {config.method} on {run.device}")
@@ -274,6 +278,8 @@ class Worker:
                 "out of memory; raise training.gradient_accumulation (smaller micro-batches, same result), shorten the rows, "
                 "lower tuning.rank, or choose a smaller model"
             )
+        if any(sign in text for sign in DISK_FULL):  # safetensors and torch have errors of their own for it
+            return f"the disk is full ({self.job.path}); free it, then resume: nothing half-written is kept"
         if isinstance(error, OSError) and error.errno is not None:
             return f"{error.strerror or text} ({error.filename or self.job.path}); free the disk or mend the permission, then resume"
         first = text.strip().splitlines()
