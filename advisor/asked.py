@@ -9,6 +9,8 @@ from tuneport.advisor.spending import Purse, Rates
 from tuneport.core.errors import ProviderError
 from tuneport.core.provider import ChatReply, ChatRequest, Provider
 
+STREAK = 25
+
 
 def asked(
     provider: Provider,
@@ -19,12 +21,13 @@ def asked(
     who: str,
     settings: dict[str, Any],
 ) -> Iterator[ChatReply]:
-    """The provider's replies, each checked to answer a request that is still open, while money lasts.
+    """The provider's replies, each checked to answer a request that is still open, while money lasts and the service answers.
 
     Asked in rounds: when what is set aside exhausts the purse no more is asked; once the answers have come and cost less, the
-    rest is. Raises BudgetError when not one more question can be paid.
+    rest is. Raises BudgetError when not one more question can be paid, and ProviderError when 25 in a row had no answer: the next would
+    have none either, and each of them waits through all retries.
     """
-    waiting = dict(requests)
+    waiting, failed = dict(requests), 0
     while waiting:
         sent: set[str] = set()
 
@@ -42,6 +45,10 @@ def asked(
             del waiting[reply.id]
             purse.settle(reply, rates)
             yield reply
+            failed = failed + 1 if reply.error else 0
+            if failed >= STREAK and waiting:
+                what = f"{provider.name} gave no answer to {failed} questions in a row ({reply.error})"
+                raise ProviderError(what, fix="answers so far are kept; mend that and run again")
         if not sent:
             raise purse.exhausted(who)
         for key in sent & waiting.keys():  # asked and never answered

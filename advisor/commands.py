@@ -12,7 +12,7 @@ from tuneport.core.errors import DataError, UsageError
 from tuneport.core.terminal import escape
 
 if TYPE_CHECKING:
-    from tuneport.advisor.measurement import Measurement
+    pass
 
 
 def advise(
@@ -25,13 +25,14 @@ def advise(
 ) -> None:
     """Decide whether and where to fine-tune, and write the report."""
     import tuneport
+    from tuneport.advisor.measurement import load_measurement
     from tuneport.advisor.report.render import write_report
 
     if interactive:
         _interview(decision, spec)
     elif not decision.exists():
         raise DataError(f"{decision} does not exist", fix=f"make it by answering questions: tuneport advise {decision} --interactive")
-    measured = _load_measurement(measurement) if measurement else None
+    measured = load_measurement(measurement) if measurement else None
     report = tuneport.advise(decision, spec=spec, measurement=measured)
     written = write_report(out, report, pdf=pdf)
     console = terminal.console()
@@ -41,19 +42,6 @@ def advise(
         console.print(f"[yellow]![/] {escape(clash.statement)} Read as: {escape(clash.read_as)}.", highlight=False)
     for path in written.values():
         console.print(f"wrote [bold]{escape(str(path))}[/]", highlight=False)
-
-
-def _load_measurement(path: Path) -> Measurement:
-    from pydantic import ValidationError
-
-    from tuneport.advisor.measurement import Measurement
-
-    try:
-        return Measurement.model_validate_json(terminal.read(path))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-        raise DataError(f"{path} is no measurement: {where}: {first['msg']}", fix="run `tuneport baseline` to make one") from None
 
 
 def _interview(decision: Path, spec: Path | None) -> None:

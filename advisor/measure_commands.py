@@ -317,7 +317,7 @@ def _run(
     """Run the arms, compare them with those of the measurement file, write it and show it. Errors of arms come at the end."""
     from tuneport.advisor.arm import rescored
     from tuneport.advisor.measure import MARGIN, measure
-    from tuneport.advisor.measurement import Measurement
+    from tuneport.advisor.measurement import load_measurement
     from tuneport.advisor.measurement_view import show_measurement
     from tuneport.advisor.spending import Purse
     from tuneport.advisor.suite import Columns, load_suite
@@ -326,10 +326,10 @@ def _run(
     suite = load_suite(spec, part=part, columns=Columns(**settings.columns), **settings.scoring)
     console = terminal.console()
     purse = Purse(settings.max_usd)
+    known = load_measurement(settings.out) if settings.out.exists() else None
     _announce(console, suite, arms, settings)
     if dry:
         return None, None
-    known = Measurement.model_validate_json(settings.out.read_text(encoding="utf-8")) if settings.out.exists() else None
     same = known if known is not None and (known.suite_sha256, known.part) == (suite.sha256, suite.part) else None
     if known is not None and same is None:
         console.print(f"[yellow]![/] {escape(str(settings.out))} holds other rows; its arms are not kept", highlight=False)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tuneport.core.errors import DataError
 from tuneport.core.money import Range
 
 
@@ -194,6 +196,20 @@ class Measurement(_Frozen):
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises KeyError."""
         return {a.name: a for a in self.arms}[name]
+
+
+def load_measurement(path: Path) -> Measurement:
+    """A measurement file. Raises DataError when there is none, or none in it."""
+    try:
+        return Measurement.model_validate_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` writes measurements") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}"
+    except (OSError, UnicodeDecodeError) as error:
+        why = str(error)
+    raise DataError(f"{path} is no measurement: {why}", fix="run `tuneport baseline` to make one, under a name of its own (--out)")
 
 
 def _mean(values: list[int | None]) -> float | None:

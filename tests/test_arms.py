@@ -20,7 +20,7 @@ from tuneport.advisor.measure import compare, measure
 from tuneport.advisor.spending import Purse, rates_of, stated_rates
 from tuneport.advisor.suite import Columns, EvalSuite, build_suite
 from tuneport.core.data.rows import Row
-from tuneport.core.errors import BudgetError, DataError, UsageError
+from tuneport.core.errors import BudgetError, DataError, ProviderError, UsageError
 from tuneport.core.provider import ChatReply, ChatRequest
 from tuneport.tests.chat_server import chat_server
 from tuneport.tests.test_measure import Scripted, answer_of, chat_row, number, right_for, rows, tickets
@@ -150,6 +150,19 @@ def test_calls_tell_time_and_money_per_accepted_answer() -> None:
     assert (calls.tokens_per_call, calls.tokens_per_accepted) == (1500, 3750)
     unpriced = run_arm(Scripted(timed), "m", suite, name="a").calls
     assert unpriced is not None and (unpriced.usd_per_call, unpriced.usd_per_accepted) == (None, None)
+
+
+def test_a_service_that_is_down_stops_the_arm_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    answered = Scripted(lambda m: ChatReply("", answer_of(number(m))) if number(m) < 30 else ChatReply("", "", error="it is down"))
+    with pytest.raises(ProviderError, match=r"no answer to 25 questions in a row \(it is down\)"):
+        run_arm(answered, "m", tickets(400), name="a", cache=tmp_path)
+    again = Scripted(right_for(lambda i: True))
+    run_arm(again, "m", tickets(400), name="a", cache=tmp_path)
+    assert len(again.asked) == 400 - len(list(answered_rows(answered)))
+
+
+def answered_rows(scripted: Scripted) -> Iterator[int]:
+    return (number(request.messages) for request in scripted.asked if number(request.messages) < 30)
 
 
 def test_an_arm_kept_from_before_is_scored_by_todays_metrics() -> None:

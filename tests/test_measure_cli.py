@@ -147,6 +147,8 @@ def test_faulty_calls_are_one_sentence(project: Path, service: ChatServer) -> No
     ):
         assert says in run("baseline", "spec.yaml", "-p", "openai", *arguments, code=code)
     assert "there is no tuned model to measure" in run("evaluate", "spec.yaml", code=2)
+    (project / "measurement.json").write_text('{"version": 1}')
+    assert "measurement.json is no measurement" in run("baseline", "spec.yaml", "-p", "openai", code=4)
 
 
 
