@@ -327,8 +327,9 @@ class Deployments:
         may_exist = record.step is Step.CREATING
         if (may_exist or resume) and making.adopt(wait=False) is not None:
             return Reconciled(record.id, "adopted")
-        if record.undeploy_requested_at is not None and (not may_exist or making.settled()):
-            self._store.ended_unmade(record.id, "undeployed before it was created")
+        late = record.expires_at is not None and record.expires_at <= self._ledger.now()
+        if (late or record.undeploy_requested_at is not None) and (not may_exist or making.settled()):
+            self._store.ended_unmade(record.id, "its time was up before it was created" if late else "undeployed before it was created")
             return Reconciled(record.id, "cancelled")
         if resume:
             making.carry_out()

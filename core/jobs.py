@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tuneport.core.deployment import DeploymentRequest
 from tuneport.core.errors import JobFailedError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState
-from tuneport.core.ledger import JobRecord, Transition
+from tuneport.core.ledger import DeploymentRecord, JobRecord, Transition
 from tuneport.core.provider import ChatReply, ChatRequest, OnProgress
 from tuneport.core.reading import offered
 
@@ -197,6 +198,21 @@ class Job:
     def download(self, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
         """Bring the tuned weights into ``folder``; see ``Engine.download``."""
         return self._engine.download(self.id, folder, on_progress)
+
+    def deploy(self, request: DeploymentRequest | None = None, *, ttl_s: float | None = None, on: str | None = None) -> DeploymentRecord:
+        """Serve the tuned model and wait until it answers; ``ttl_s`` ends it, ``on`` is a deployment to share. This spends.
+
+        To see the price first: ``tuneport.engine().deployments.plan(job.id, request)``. Raises what ``Deployments.plan``, ``deploy``
+        and ``wait`` raise; BudgetError when the budget of the spec cannot be kept.
+        """
+        ours, wanted = self._engine.deployments, request or DeploymentRequest()
+        plan = ours.plan(self.id, replace(wanted, ttl_s=ttl_s if ttl_s is not None else wanted.ttl_s), on=on)
+        return ours.wait(ours.deploy(self.id, plan, ttl_s=ttl_s if ttl_s is not None else wanted.ttl_s, on=on).id)
+
+    def undeploy(self) -> list[DeploymentRecord]:
+        """Take down every deployment of the tuned model; see ``Deployments.undeploy``."""
+        ours = self._engine.deployments
+        return [ours.undeploy(record.id) for record in ours.latest(job_id=self.id)]
 
     def deletable(self) -> list[str]:
         """What ``delete`` would remove at the provider, by kind and name; asks the provider and changes nothing."""

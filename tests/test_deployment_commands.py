@@ -18,6 +18,7 @@ from tuneport.core.errors import UsageError  # noqa: E402
 from tuneport.core.spec import JobSpec  # noqa: E402
 from tuneport.providers.conformance.bench import Bench  # noqa: E402
 from tuneport.providers.deployment_commands import seconds  # noqa: E402
+from tuneport.tests import test_conformance_openai as openai  # noqa: E402
 from tuneport.tests import test_conformance_together as together  # noqa: E402
 
 Run = Callable[..., tuple[int, str, str]]
@@ -106,6 +107,19 @@ def test_serve_and_watch_say_what_they_are_for(bench: Bench, run: Run) -> None:
     assert code == 2 and "there is no deployment 'd-zzzzzz'" in said
     code, _, said = run("undeploy")
     assert code == 2 and "--all" in said
+
+
+def test_there_is_nothing_to_deploy_at_openai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    with openai.TestOpenAI().open_bench(tmp_path) as bench:
+        for name, value in bench.vendor.environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "ledger.db"))
+        job = bench.trained()
+        code, shown, _ = run("deploy", job.id)
+        assert code == 0 and "there is nothing to deploy" in shown and str(job.tuned_model) in " ".join(shown.split())
+        code, _, said = run("export", job.id)
+        assert code == 8 and "OpenAI gives no access to tuned weights" in said
+        assert "hello" in run("chat", job.id, "hello")[1]
 
 
 @pytest.mark.parametrize(("text", "found"), [("90s", 90), ("30min", 1800), ("1.5h", 5400), ("2d", 172_800)])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import signal
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from tuneport.core.deployment import DeploymentRequest, DeploymentState
-from tuneport.core.errors import BudgetError, JobFailedError, ProviderError, UsageError
+from tuneport.core.errors import BudgetError, CredentialsError, ProviderError, UsageError
 from tuneport.core.ledger import DeploymentRecord
 from tuneport.core.money import Range
 from tuneport.tests.engine_bench import Bench
@@ -135,7 +134,7 @@ def test_an_adapter_that_cannot_be_loaded_ends_the_wait(bench: Bench) -> None:
 def test_what_is_refused_stands_nowhere(bench: Bench, fault: str) -> None:
     job_id = trained(bench)
     bench.provider.faults["deploy"] = [fault]
-    with pytest.raises((ProviderError, JobFailedError, Exception)):
+    with pytest.raises((ProviderError, CredentialsError)):
         deployed(bench, job_id)
     (record,) = bench.engine.deployments.latest(standing=False)
     assert record.state is DeploymentState.REFUSED and record.message.startswith("not created")
@@ -168,12 +167,31 @@ def test_undeploying_what_was_interrupted_finds_out_first(bench: Bench) -> None:
     assert [made["removals"] for made in bench.vendor.deployments] == [2]
 
 
+def test_what_was_interrupted_is_not_made_after_its_time(bench: Bench) -> None:
+    job_id = trained(bench)
+    bench.provider.faults["deploy"] = ["die_before"]
+    with pytest.raises(Died):
+        deployed(bench, job_id, ttl_s=HOUR)
+    bench.clock.sleep(HOUR + 1)
+    assert [one.outcome for one in bench.engine.reconcile(resume=True)] == ["cancelled"]
+    assert bench.vendor.deployments == [] and bench.engine.deployments.latest() == []
+
+
+def test_a_job_deploys_and_undeploys_its_model(bench: Bench) -> None:
+    job = bench.engine.job(trained(bench))
+    first = job.deploy(DeploymentRequest(mode="free"))
+    second = job.deploy(ttl_s=HOUR)
+    assert first.state.serving and second.expires_at is not None
+    assert {gone.state for gone in job.undeploy()} == {DeploymentState.UNDEPLOYED}
+    assert job.undeploy() == []
+
+
 def test_one_that_somebody_else_took_down_is_noticed(bench: Bench) -> None:
     record = deployed(bench, trained(bench))
     with bench.vendor.open() as books:
         books["deployments"][0]["removals"] = 2
     assert bench.engine.deployments.refresh(record.id).state.standing  # the vendor's list may lag
-    bench.clock.sleep(120 + timedelta(seconds=0).total_seconds())
+    bench.clock.sleep(120)
     assert bench.engine.deployments.refresh(record.id).state is DeploymentState.UNDEPLOYED
 
 

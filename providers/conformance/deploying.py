@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tuneport.core.deployment import DeploymentRequest, DeploymentState
-from tuneport.core.errors import ProviderError, TuneportError, UsageError
+from tuneport.core.deployment_plan import DeploymentPlan
+from tuneport.core.errors import ProviderError, RefusedError, TuneportError, UsageError
 from tuneport.core.ledger import DeploymentRecord
 from tuneport.core.provider import Deployer
 from tuneport.core.retry import verdict
@@ -149,12 +151,43 @@ class Deploying(Conformance):
     @needs("deployments")
     def test_what_cannot_be_done_is_refused_not_dropped(self, bench: Bench) -> None:
         bench.provider.deployments()
-        job = bench.trained()
-        for request in (DeploymentRequest(mode="no-such-mode"), DeploymentRequest(port=8080)):
-            with pytest.raises(TuneportError) as refused:
-                bench.engine.deployments.plan(job.id, request)
-            assert_one_sentence(refused.value)
-            assert "--mode" in str(refused.value) or "--port" in str(refused.value)
+        job, deployments = bench.trained(), bench.engine.deployments
+
+        def told(request: DeploymentRequest) -> DeploymentPlan | RefusedError:
+            try:
+                return deployments.plan(job.id, request)
+            except RefusedError as refused:
+                return refused
+
+        wanted: dict[str, Any] = {
+            "mode": "no-such-mode", "replicas": 3, "hardware": "no-such-hardware", "idle_s": 7777.0, "commitment": "no-such-term",
+            "port": 8080,
+        }  # fmt: skip
+        for mode in self.serving:
+            plain = told(DeploymentRequest(mode=mode))
+            assert isinstance(plain, DeploymentPlan)
+            for name, value in wanted.items():
+                found = told(replace(DeploymentRequest(mode=mode), **{name: value}))
+                if isinstance(found, RefusedError):
+                    assert_one_sentence(found)
+                    assert list(found.reasons) == [f"--{name.removesuffix('_s')}"]
+                else:
+                    assert found.payload != plain.payload, f"{name} is neither carried out nor refused in mode {mode}"
+
+    @needs("deployments")
+    def test_no_secret_is_stored_or_said_while_deploying(self, bench: Bench) -> None:
+        bench.provider.deployments()
+        bench.trained()
+        secret, told = self.vendor_class.secret, []
+        for step in self.vendor_class.deployment_routes:
+            for fault in (refusal(401, f"Incorrect API key provided: {secret}"), refusal(400, f"Bearer {secret} was not expected")):
+                bench.vendor.fault(step, fault)
+                with pytest.raises(TuneportError) as failed:
+                    bench.deployed()
+                told.append(f"{failed.value!r} {failed.value}")
+                bench.vendor.calm()
+        assert any("[secret]" in text for text in told)
+        assert secret not in " ".join(told) and secret.encode() not in bench.stored_bytes()
 
     # Inner parts
 
