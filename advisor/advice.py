@@ -46,6 +46,15 @@ def _usd(value: Fact) -> str:
     return f"${value:,.0f}" if isinstance(value, int | float) else "an unknown sum"
 
 
+def _rough(value: Fact) -> str:
+    """US dollars to two digits: what a sentence needs."""
+    return _usd(float(f"{value:.2g}")) if isinstance(value, int | float) else _usd(None)
+
+
+def _what(facts: Mapping[str, Fact]) -> str:
+    return ", wrong answers included" if facts["misses_counted"] else ", calls and hosting only" if facts["misses_counted"] is False else ""
+
+
 def _saving(value: Fact) -> str:
     if not isinstance(value, int | float):
         return "Unknown: a price is missing"
@@ -137,7 +146,9 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         tune_standing = "possible"
     money = chosen.economics if chosen else None
     paid = (
-        f"One-time about ${money.one_time.p50:,.0f}" if money and money.one_time.p50 is not None else "Unknown: no offer with known prices"
+        f"About {_rough(money.one_time.p50)} once, then about {_rough(facts['tuned_month'])} a month{_what(facts)}"
+        if money and money.one_time.p50 is not None
+        else "Unknown: no offer with known prices"
     )
     nothing = f"Today's quality: {facts['current_arm'] or facts['baseline_arm']}, " if known else "Quality not measured. "
     if known:
@@ -154,7 +165,9 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
             name="Do nothing",
             standing="recommended" if verdict == "do_nothing" else "ruled out" if ends or misses else "possible",
             because=(ends + nothing).strip(),
-            cost="What it costs today",
+            cost=f"About {_rough(facts['today_month'])} a month{_what(facts)}"
+            if facts["today_month"] is not None
+            else "What it costs today",
         ),
         Option(
             name="Better prompt",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from typing import Literal
 
 from tuneport.advisor.curve import LearningCurve
 from tuneport.advisor.diagnosis import Diagnosis
@@ -28,14 +29,23 @@ SUITE_ROWS = 200
 
 @dataclass(frozen=True, slots=True)
 class Arms:
-    """The arms that the decision rests on. ``baseline`` is the best prompt measured; ``current`` the one in use, if known."""
+    """The arms that the decision rests on. ``baseline`` is the best prompt measured; ``current`` the one in use, if known.
+
+    ``incumbent`` is the best arm of today's model.
+    """
 
     baseline: Arm | None = None
     current: Arm | None = None
     tuned: Arm | None = None
     comparison: Comparison | None = None
+    incumbent: Arm | None = None
     incumbent_measured: bool = False
     lasting: Arm | None = None  # the best prompt of a model that serves to the end of the horizon
+
+    @property
+    def today(self) -> Arm | None:
+        """The arm whose quality stands for today's: the one in use, else the best of today's model, else the best prompt."""
+        return self.current or self.incumbent or self.baseline
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +104,8 @@ def pick_arms(intake: Intake, measurement: Measurement | None, desk: Desk) -> Ar
     pair = (baseline.name, tuned.name) if baseline and tuned else None
     comparison = next((c for c in measurement.comparisons if (c.baseline, c.challenger) == pair and c.metric == metric), None)
     lasting = best([a for a in prompted if lasts(a)])
-    return Arms(baseline, current, tuned, comparison, any(is_incumbent(a) for a in measurement.arms), lasting)
+    incumbent = best([a for a in scored if is_incumbent(a)])
+    return Arms(baseline, current, tuned, comparison, incumbent, any(is_incumbent(a) for a in measurement.arms), lasting)
 
 
 def gather_facts(situation: Situation) -> dict[str, Fact]:
@@ -176,6 +187,8 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "npv_low": money.npv.p10 if money else None,
         "npv_high": money.npv.p90 if money else None,
         "misses_counted": money.misses_counted if money else None,
+        "today_month": _monthly(intake, chosen, "today"),
+        "tuned_month": _monthly(intake, chosen, "tuned"),
         "rejected_usd": f"${rejected.low:,.2f} to ${rejected.high:,.2f}" if rejected else None,
     }
     for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):
@@ -185,6 +198,17 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
     best, now = facts["baseline_value"], facts["current_value"]
     facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
     return facts | _general(situation) | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+
+
+def _monthly(intake: Intake, offer: Offer | None, which: Literal["today", "tuned"]) -> float | None:
+    """USD per month at the middle of the stated volume, misses included where they are priced; hosting beyond today's on the tuned side."""
+    money = offer.economics if offer else None
+    if money is None:
+        return None
+    each = (money.per_request_today if which == "today" else money.per_request_tuned).p50
+    extra = money.fixed_per_month.p50 if which == "tuned" else 0.0
+    volume = (intake.volume_per_month.low + intake.volume_per_month.high) / 2
+    return None if each is None or extra is None else each * volume + extra
 
 
 def _general(situation: Situation) -> dict[str, Fact]:

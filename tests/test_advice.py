@@ -471,8 +471,20 @@ def test_no_answer_crashes_the_report(changes: dict[str, Any], n: int, right: tu
     plans = [plan("openai", "gpt-4.1-mini"), plan("together", "qwen3.5-9b", usd=None), plan("bedrock", "nova-micro"), plan()]
     report = advise(intake(**changes), measured, plans, today=TODAY)
     assert Report.model_validate_json(report.model_dump_json()) == report
+    assert report.decision.kill_criteria
+    assert report.decision.next_steps
     shown = render_markdown(report)
     assert report.decision.sentence.split(":")[0][:20] in shown.replace("\\", "")
     assert "nan" not in re.sub(r"[a-z]nan|nan[a-z]", "", shown.lower())
     for offer in report.offers:
         assert (offer.economics is None) >= (offer.status != "open")
+
+
+def test_money_compares_with_the_model_in_use_even_when_its_arm_is_not_named() -> None:
+    arms = (at_openai(300, 60), arm("other prompt", share(300, 150)), arm("tuned", share(300, 255), kind="tuned", model="job-1"))
+    named, unnamed = (advised(intake(incumbent={**OPENAI, "arm": name}), measurement(*arms)) for name in ("few-shot", None))
+    assert named.savings.economics is not None
+    assert named.savings.economics == unnamed.savings.economics
+    costs = {o.name: o.cost for o in named.decision.options}
+    assert "a month, wrong answers included" in costs["Do nothing"]
+    assert "once, then about" in costs["Fine-tune"]

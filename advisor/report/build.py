@@ -87,7 +87,7 @@ def build_report(
     incumbent = desk.offering_of(intake.incumbent.provider, intake.incumbent.model)
     arms = pick_arms(intake, measurement, desk)
     candidates, now = build_offers(
-        intake, plans, catalogue, prices, today=today, baseline=arms.current or arms.baseline, tuned=arms.tuned, tuned_from=tuned_from
+        intake, plans, catalogue, prices, today=today, baseline=arms.today, tuned=arms.tuned, tuned_from=tuned_from
     )
     situation = Situation(
         intake, measurement, arms, (), diagnose(intake, tuple(plans)), today, plans, incumbent, _parameters_b(desk, plans)
@@ -100,7 +100,7 @@ def build_report(
     situation = replace(
         situation,
         offers=offers,
-        routes=build_routes(desk, measurement, arms.current, now, simulation.shared, seed=seed),
+        routes=build_routes(desk, measurement, arms.current or arms.incumbent, now, simulation.shared, seed=seed),
         pilot=simulation.pilot(offers, candidates),
         measuring_usd=_measuring(intake, now.terms),
         curve=learning_curve(intake, measurement, situation.training_rows, seed=seed),
@@ -333,7 +333,7 @@ def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArr
     def by_row(arm: Arm | None) -> dict[int, float]:
         return {a.row: a.scores[metric] for a in arm.answers if metric in a.scores} if arm else {}
 
-    one, two = by_row(arms.current or arms.baseline), by_row(arms.tuned)
+    one, two = by_row(arms.today), by_row(arms.tuned)
     rows = sorted(one.keys() & two.keys()) if two else sorted(one)
     if not rows:
         return None, None
