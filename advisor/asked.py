@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from tuneport.advisor.spending import Purse, Rates
@@ -38,17 +38,22 @@ def asked(
                 sent.add(request.id)
                 yield request
 
-        for reply in provider.chat(model, affordable(), **settings):
-            if reply.id not in sent or reply.id not in waiting:
-                fault = "answered one request twice" if reply.id in requests else "sent an answer to no request"
-                raise ProviderError(f"{provider.name} {fault} (model {model})", fix="report this to whoever maintains the provider")
-            del waiting[reply.id]
-            purse.settle(reply, rates)
-            yield reply
-            failed = failed + 1 if reply.error else 0
-            if failed >= STREAK and waiting:
-                what = f"{provider.name} gave no answer to {failed} questions in a row ({reply.error})"
-                raise ProviderError(what, fix="answers so far are kept; mend that and run again")
+        replies = provider.chat(model, affordable(), **settings)
+        try:
+            for reply in replies:
+                if reply.id not in sent or reply.id not in waiting:
+                    fault = "answered one request twice" if reply.id in requests else "sent an answer to no request"
+                    raise ProviderError(f"{provider.name} {fault} (model {model})", fix="report this to whoever maintains the provider")
+                del waiting[reply.id]
+                purse.settle(reply, rates)
+                yield reply
+                failed = failed + 1 if reply.error else 0
+                if failed >= STREAK and waiting:
+                    what = f"{provider.name} gave no answer to {failed} questions in a row ({reply.error})"
+                    raise ProviderError(what, fix="answers so far are kept; mend that and run again")
+        finally:
+            if isinstance(replies, Generator):
+                replies.close()  # at once: what is still queued must not be asked any more
         if not sent:
             raise purse.exhausted(who)
         for key in sent & waiting.keys():  # asked and never answered

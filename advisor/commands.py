@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from tuneport.core import terminal
 from tuneport.core.errors import DataError, UsageError
 from tuneport.core.terminal import escape
-
-if TYPE_CHECKING:
-    pass
 
 
 def advise(
