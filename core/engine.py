@@ -44,6 +44,9 @@ if TYPE_CHECKING:  # what knows specs, plans and money loads pydantic, 0.2 s tha
 
 __all__ = ["Engine", "Job", "OnUpdate", "Reconciled", "TunedModel", "Update"]
 
+SWEEP_S = 60.0
+"""How often a watch takes down the deployments whose time is up, in seconds."""
+
 GetProvider = Callable[[str, Any], Provider]
 """Gives a provider by its name and its options, i.e. what stands in the spec under ``options.<name>``: an address, a region or an
 account may be there, and a job can only be reached where it was sent."""
@@ -197,8 +200,19 @@ class Engine:
 
     def _watch(self, job_ids: list[str], on_update: OnUpdate | None, max_s: float) -> Watcher:
         self.reconcile()
+        self.deployments.sweep()
+        swept = self._clock()
+
+        def looked(update: Update) -> None:
+            nonlocal swept
+            if self._clock() - swept >= SWEEP_S:
+                swept = self._clock()
+                self.deployments.sweep()
+            if on_update is not None:
+                on_update(update)
+
         watcher = Watcher(
-            self.ledger, self.provider_of, self._await_creation, sleep=self._sleep, clock=self._clock, on_update=on_update, max_s=max_s
+            self.ledger, self.provider_of, self._await_creation, sleep=self._sleep, clock=self._clock, on_update=looked, max_s=max_s
         )
         watcher.run(job_ids)
         return watcher

@@ -81,12 +81,18 @@ def deployments(
     everything: Annotated[bool, typer.Option("--all", help="Also those that are gone.")] = False,
     refresh: Annotated[bool, typer.Option("--refresh/--no-refresh", help="Ask each provider how they are.")] = True,
     keep: Annotated[bool, typer.Option("--watch", help="Stay until every one with a --ttl is undeployed.")] = False,
+    at: Annotated[
+        str | None, typer.Option("--at", help="All that stands in the account there, known to this ledger or not.", metavar="PROVIDER")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List what is deployed and what it costs.
 
     Undeploys what has outlived its --ttl.
     """
+    if at is not None:
+        _show_account(at, as_json)
+        return
     ours = _ours()
     _sweep(ours)
     found = ours.latest(standing=not everything)
@@ -220,6 +226,25 @@ def follow(ours: Deployments, deployment_id: str, *, stay: bool) -> None:
     who = "it ends by itself" if record.provider == "local" else "a running tuneport undeploys it"
     fix = "" if record.provider == "local" else f" (tuneport watch {record.id}, or the next `tuneport deployments`)"
     console.print(f"at {record.expires_at:%Y-%m-%d %H:%M} UTC {who}{fix}", highlight=False)
+
+
+def _show_account(name: str, as_json: bool) -> None:
+    """What stands at a provider, whoever made it, beside this ledger's ids: nothing that bills stays out of sight."""
+    from tuneport import engine
+    from tuneport.core.reading import offered
+    from tuneport.providers import registry
+
+    there = list(offered(registry.get(name), "deployments").deployments().list_deployments())
+    known = {record.ref: record.id for record in engine().deployments.latest()}
+    if as_json:
+        terminal.print_json([terminal.plain(one) | {"id": known.get(one.ref)} for one in there])
+        return
+    listing = terminal.table("at the provider", "state", "USD per hour", "in this ledger")
+    for one in there:
+        price = one.usd_per_hour
+        told = "unknown" if price is None else terminal.usd_range(price.low, price.high)
+        listing.add_row(one.ref, f"{one.state} ({one.raw_state})", told, known.get(one.ref, "[yellow]no[/]"))
+    terminal.console().print(listing if there else f"nothing stands at {name}")
 
 
 def _ours() -> Deployments:

@@ -46,6 +46,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
+def at_vendor(bench: Bench, name: str) -> str:
+    entry = next(e for e in bench.vendor.snapshot()["deployments"].values() if e["name"].endswith(name))
+    return f"endpoints/{entry['endpointId']}/deployments/{entry['id']}"
+
+
 def test_from_deploy_to_delete(bench: Bench, run: Run) -> None:
     job = bench.trained()
     code, _, said = run("deploy", job.id)
@@ -64,6 +69,10 @@ def test_from_deploy_to_delete(bench: Bench, run: Run) -> None:
     assert listed["usd_per_hour"] == [5.49, 5.49] and listed["cost_usd"][1] > 0 and listed["job"] == job.id
     code, shown, _ = run("chat", job.id, "where is my card?")
     assert code == 0 and "where is my card?" in shown
+    bench.provider.deployments().create(bench.ledger.deployments.plan(record.id), "by-hand")
+    code, shown, said = run("deployments", "--at", "together")
+    assert code == 0 and shown.count("projects/proj-acme/") == 2 and record.id in shown and " no" in shown
+    bench.provider.deployments().remove(bench.ledger.deployments.plan(record.id), f"projects/proj-acme/{at_vendor(bench, 'by-hand')}")
     code, _, said = run("delete", job.id, "--yes")
     assert code == 2 and f"tuneport undeploy {record.id}" in said
     code, shown, _ = run("undeploy", job.id)

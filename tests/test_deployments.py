@@ -94,6 +94,13 @@ def test_when_its_time_is_up_any_next_start_takes_it_down(bench: Bench) -> None:
     assert [one.id for one in deployments.latest()] == [long.id]
 
 
+def test_a_watch_of_jobs_keeps_the_time_of_deployments(bench: Bench) -> None:
+    record = deployed(bench, trained(bench), ttl_s=90)
+    bench.vendor.script = ["waiting"] * 40 + ["done"]
+    bench.submit().wait()
+    assert bench.ledger.deployments.get(record.id).undeploy_requested_at is not None
+
+
 def test_a_shared_deployment_goes_last(bench: Bench) -> None:
     deployments = bench.engine.deployments
     first = deployments.wait(deployed(bench, trained(bench)).id)

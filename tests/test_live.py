@@ -73,6 +73,13 @@ def test_reading_the_list_and_one_job(provider: Provider) -> None:
             assert [event.at for event in events] == sorted(event.at for event in events)
 
 
+def test_listing_what_is_deployed(provider: Provider) -> None:
+    if "deployments" in provider.unoffered:
+        pytest.skip(provider.unoffered["deployments"])
+    for found in provider.deployments().list_deployments():
+        assert found.ref and found.raw_state
+
+
 def test_asking_about_a_plan(provider: Provider, plan: Plan) -> None:
     asked = provider.online(plan)
     assert asked.payload == plan.payload
