@@ -209,14 +209,14 @@ def _candidate(
 
 
 def _training(desk: Desk, plan: Plan) -> tuple[Range | None, str]:
-    """USD of one run: the plan's cost; on one's own machine the plan's time at the rate of the decision file."""
+    """USD of one run: on one's own machine the plan's time at the rate of the decision file, else the plan's cost."""
     stale = "; ".join(sorted({line.stale for line in plan.cost.lines if line.stale}))
     basis = "; ".join(line.basis for line in plan.cost.lines) + (f" [{stale}]" if stale else "")
-    if plan.cost.usd is not None:
-        return plan.cost.usd, basis
     rate, seconds = desk.intake.self_hosting.usd_per_hour, plan.time.seconds
     if plan.provider == "local" and rate is not None and seconds is not None:
         return seconds * (1 / 3600) * rate, f"{plan.time.basis} at self_hosting.usd_per_hour of the decision file"
+    if plan.cost.usd is not None:
+        return plan.cost.usd, basis
     return None, basis or "the plan has no cost"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -298,7 +298,14 @@ class _Simulation:
         assert terms is not None  # noqa: S101 - only offers with terms are kept
         swings = [
             SwingRow(
-                driver=LABELS[s.driver], low=s.low, high=s.high, npv_low=s.npv_low, npv_high=s.npv_high, rank_correlation=s.rank_correlation
+                driver=LABELS[s.driver],
+                low_shown=_shown(s.driver)(s.low),
+                high_shown=_shown(s.driver)(s.high),
+                low=s.low,
+                high=s.high,
+                npv_low=s.npv_low,
+                npv_high=s.npv_high,
+                rank_correlation=s.rank_correlation,
             )
             for s in tornado(drivers, terms, setting, result.npv)
             if s.npv_low != s.npv_high
@@ -316,9 +323,24 @@ class _Simulation:
         return Sensitivity(offer=offer.id, middle_npv=float(base[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 
 
+DOLLARS = frozenset(
+    {
+        "data", "labelling", "engineering", "evaluation", "retrain_people", "migration", "incumbent_move", "monitoring", "rejected_usd",
+        "train_run", "storage", *(f"{side}_{part}" for side in "pq" for part in ("in", "cached", "out", "batch_in", "batch_out", "hour")),
+    }
+)  # fmt: skip
+"""Inputs that are money."""
+
+
+def _shown(name: str) -> Callable[[float], str]:
+    """How a value of an input is written."""
+    if name in SHARES or name in ("growth", "drift"):
+        return percent
+    return usd if name in DOLLARS else count
+
+
 def _switch(name: str, middle: float, at: float | None) -> Switch:
-    share = name in SHARES
-    shown = percent if share else usd if name in ("rejected_usd", "train_run", "engineering", "q_in", "q_out", "q_hour") else count
+    share, shown = name in SHARES, _shown(name)
     label = LABELS[name]
     if at is None:
         statement = f"{label}: no value within reach turns the money round (now about {shown(middle)})."

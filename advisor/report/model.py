@@ -96,6 +96,8 @@ class SwingRow(_Frozen):
     driver: str
     low: float
     high: float
+    low_shown: str  # the same with its unit
+    high_shown: str
     npv_low: float
     npv_high: float
     rank_correlation: float
