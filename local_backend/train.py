@@ -190,7 +190,7 @@ class Worker:
             device=device,
             train=rows["train"],
             validation=rows["validation"],
-            checkpointing=device == "cuda" and fast is None and _needs_checkpointing(model, config, rows["train"]),
+            checkpointing=fast is None and _needs_checkpointing(device, model, config, rows["train"]),
             mixed=full and config.dtype == "bf16",
             stopping=self.stopping,
             progress=self._progress,
@@ -328,8 +328,10 @@ def _quieten() -> None:
     disable_progress_bars()
 
 
-def _needs_checkpointing(model: Any, config: TrainConfig, rows: list[Any]) -> bool:
+def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: list[Any]) -> bool:
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
+    if device == "cpu" or config.adapter.kind == "prefix":  # a learnt prefix is a cache, and recomputation knows no cache
+        return False
     import torch  # noqa: PLC0415
 
     from tuneport.local_backend.estimate import Setup, memory_bytes  # noqa: PLC0415

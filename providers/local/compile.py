@@ -214,10 +214,17 @@ def _adapter(read: _Resolver) -> Adapter:
     return Adapter(
         kind=kind,
         rank=rank,
-        alpha=read.value("tuning.alpha", "adapter.alpha", 2.0 * rank, "twice the rank (field guide)"),
+        alpha=read.value("tuning.alpha", "adapter.alpha", *_alpha(kind, rank)),
         dropout=read.value("tuning.dropout", "adapter.dropout", DROPOUT, DROPOUT_WHY),
         target_modules=read.value("tuning.target_modules", "adapter.target_modules", "all-linear", "LoRA Without Regret, 2025: all layers"),
     )
+
+
+def _alpha(kind: str, rank: int) -> tuple[float, str]:
+    """The default alpha: an update scaled by 2 in every kind."""
+    if kind == "rslora":
+        return float(f"{2 * rank**0.5:.6g}"), "twice the rank's square root, by which rslora divides"
+    return 2.0 * rank, "twice the rank (field guide)"
 
 
 def _kind(fields: Fields) -> Any:
