@@ -173,8 +173,8 @@ def estimates(suite: EvalSuite, answers: Sequence[Answer]) -> dict[str, Estimate
             found[metric] = estimate([answer.scores[metric] for answer in rows], suite, [answer.row for answer in rows])
     if suite.scorer.has_labels:
         expected, answered = expected_labels(suite), answered_labels(suite.scorer, answers)
-        found[MACRO_F1] = bootstrap_macro_f1(expected, answered)
-        found[MICRO_F1] = bootstrap_micro_f1(expected, answered)
+        found[MACRO_F1] = bootstrap_macro_f1(expected, answered, suite.clusters)
+        found[MICRO_F1] = bootstrap_micro_f1(expected, answered, suite.clusters)
     for metric in CORPUS:
         if metric in suite.scorer.extras:
             found[f"corpus_{metric}"] = corpus_score(metric, [item.expected for item in suite.items], [answer.text for answer in answers])

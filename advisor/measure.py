@@ -60,7 +60,7 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
         if suite is None:
             raise UsageError("comparing macro-F1 needs the suite", fix="pass the suite that the arms ran on")
         before, after = answered_labels(suite.scorer, baseline.answers), answered_labels(suite.scorer, challenger.answers)
-        return Comparison(**names, difference=bootstrap_macro_f1_difference(expected_labels(suite), before, after))
+        return Comparison(**names, difference=bootstrap_macro_f1_difference(expected_labels(suite), before, after, suite.clusters))
     rows = _common_rows(baseline, challenger, metric)
     if not rows:
         raise UsageError(f"{metric!r} is no mean over rows, so two arms are not compared on it", fix="compare on a metric per row")

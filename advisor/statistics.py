@@ -161,37 +161,51 @@ def macro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
     its own; otherwise each new kind of rubbish would lower the score once more.
     """
     _paired_rows(expected, predicted)
-    cells, counts, labels = _cells(expected, predicted)
+    cells, counts, labels, _ = _cells(expected, predicted)
     return float(_macro_f1(cells, counts[None, :], labels)[0])
 
 
 def bootstrap_macro_f1(
-    expected: Sequence[_T], predicted: Sequence[_T | None], *, resamples: int = RESAMPLES, seed: int = 0, alpha: float = ALPHA
+    expected: Sequence[_T],
+    predicted: Sequence[_T | None],
+    clusters: Sequence[Hashable] = (),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    alpha: float = ALPHA,
 ) -> Estimate:
-    """Macro-F1 with a bootstrap interval over rows."""
+    """Macro-F1 with a bootstrap interval over rows, or over clusters where rows hang together."""
     n = _paired_rows(expected, predicted)
-    cells, counts, labels = _cells(expected, predicted)
+    cells, counts, labels, index = _cells(expected, predicted)
     value = float(_macro_f1(cells, counts[None, :], labels)[0])
-    draws = np.concatenate([_macro_f1(cells, chunk, labels) for chunk in _resampled(counts, n, resamples, seed, width=labels)])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0))
+    weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
+    draws = np.concatenate([_macro_f1(cells, chunk, labels) for chunk in weights])
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
 
 
 def micro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
     """F1 over all rows together. It equals the accuracy unless answers carry none of the labels that occur in ``expected``."""
     _paired_rows(expected, predicted)
-    cells, counts, labels = _cells(expected, predicted)
+    cells, counts, labels, _ = _cells(expected, predicted)
     return float(_micro_f1(cells, counts[None, :], labels)[0])
 
 
 def bootstrap_micro_f1(
-    expected: Sequence[_T], predicted: Sequence[_T | None], *, resamples: int = RESAMPLES, seed: int = 0, alpha: float = ALPHA
+    expected: Sequence[_T],
+    predicted: Sequence[_T | None],
+    clusters: Sequence[Hashable] = (),
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    alpha: float = ALPHA,
 ) -> Estimate:
-    """Micro-F1 with a bootstrap interval over rows."""
+    """Micro-F1 with a bootstrap interval over rows, or over clusters where rows hang together."""
     n = _paired_rows(expected, predicted)
-    cells, counts, labels = _cells(expected, predicted)
+    cells, counts, labels, index = _cells(expected, predicted)
     value = float(_micro_f1(cells, counts[None, :], labels)[0])
-    draws = np.concatenate([_micro_f1(cells, chunk, labels) for chunk in _resampled(counts, n, resamples, seed)])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0))
+    weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
+    draws = np.concatenate([_micro_f1(cells, chunk, labels) for chunk in weights])
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
 
 
 def kappa(one: Sequence[_T], other: Sequence[_T], *, alpha: float = ALPHA) -> Estimate | None:
@@ -220,22 +234,25 @@ def bootstrap_macro_f1_difference(
     expected: Sequence[_T],
     baseline: Sequence[_T | None],
     challenger: Sequence[_T | None],
+    clusters: Sequence[Hashable] = (),
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
     alpha: float = ALPHA,
 ) -> Estimate:
-    """Challenger's macro-F1 minus the baseline's on the same rows, by a paired bootstrap."""
+    """Challenger's macro-F1 minus the baseline's on the same rows, by a paired bootstrap over rows or clusters."""
     n = _paired_rows(expected, baseline)
     _paired_rows(expected, challenger)
-    cells, counts, labels = _cells(expected, baseline, challenger)
+    cells, counts, labels, index = _cells(expected, baseline, challenger)
     before, after = cells[:, [0, 1]], cells[:, [0, 2]]
 
     def difference(weights: NDArray[np.int64]) -> NDArray[np.float64]:
         return _macro_f1(after, weights, labels) - _macro_f1(before, weights, labels)
 
-    draws = np.concatenate([difference(chunk) for chunk in _resampled(counts, n, resamples, seed, width=labels)])
-    return _percentiles(float(difference(counts[None, :])[0]), draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0))
+    weights_of = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
+    draws = np.concatenate([difference(chunk) for chunk in weights_of])
+    value = float(difference(counts[None, :])[0])
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
@@ -327,17 +344,39 @@ def _resampled(counts: NDArray[np.int64], n: int, resamples: int, seed: int, *, 
         yield generator.multinomial(n, counts / n, size=min(step, resamples - start))
 
 
-def _percentiles(value: float, draws: NDArray[np.float64], *, n: int, seed: int, alpha: float, flat: bool) -> Estimate:
+def _resampled_cells(
+    counts: NDArray[np.int64], index: NDArray[np.int64], clusters: Sequence[Hashable], n: int, resamples: int, seed: int, *, width: int
+) -> Iterator[NDArray[np.int64]]:
+    """Counts of the cells in each resample: of rows, or of whole clusters. ``index`` is each row's cell."""
+    if not clusters:
+        yield from _resampled(counts, n, resamples, seed, width=width)
+        return
+    from scipy.sparse import csr_array  # noqa: PLC0415
+
+    _paired_rows(index.tolist(), clusters)
+    codes: dict[Hashable, int] = {}
+    group = np.asarray([codes.setdefault(cluster, len(codes)) for cluster in clusters])
+    cells_of = csr_array((np.ones(n, dtype=np.int64), (group, index)), shape=(len(codes), len(counts)))  # equal places add up
+    for drawn in _resampled(np.ones(len(codes), dtype=np.int64), len(codes), resamples, seed, width=max(width, len(counts))):
+        yield np.asarray(drawn @ cells_of, dtype=np.int64)
+
+
+def _percentiles(
+    value: float, draws: NDArray[np.float64], *, n: int, seed: int, alpha: float, flat: bool, clusters: Sequence[Hashable] = ()
+) -> Estimate:
     low, high = (float(q) for q in np.quantile(draws, [alpha / 2, 1 - alpha / 2]))
-    method = f"bootstrap ({len(draws):,} resamples, seed {seed})"
+    over = f" of {len(set(clusters))} clusters" if clusters else ""
+    method = f"bootstrap ({len(draws):,} resamples{over}, seed {seed})"
     if flat:
         method += "; no spread in the sample, so the width is understated"
     # Macro-F1 is biased under resampling; the interval is stretched to hold the estimate rather than contradict it.
     return Estimate(value=value, low=min(low, value), high=max(high, value), n=n, method=method)
 
 
-def _cells(expected: Sequence[_T], *predicted: Sequence[_T | None]) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Distinct (expected, predicted, ...) code rows, how often each occurs, and the number of labels.
+def _cells(
+    expected: Sequence[_T], *predicted: Sequence[_T | None]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], int, NDArray[np.int64]]:
+    """Distinct (expected, predicted, ...) code rows, how often each occurs, the number of labels, and each row's place among them.
 
     Labels are coded in order of first appearance; a prediction outside them has the code ``labels``.
     """
@@ -346,8 +385,8 @@ def _cells(expected: Sequence[_T], *predicted: Sequence[_T | None]) -> tuple[NDA
         codes.setdefault(label, len(codes))
     outside = len(codes)
     table = [[codes[e], *(codes.get(p, outside) for p in row)] for e, *row in zip(expected, *predicted, strict=True)]
-    cells, counts = np.unique(np.asarray(table, dtype=np.int64), axis=0, return_counts=True)
-    return cells, counts.astype(np.int64), outside
+    cells, index, counts = np.unique(np.asarray(table, dtype=np.int64), axis=0, return_inverse=True, return_counts=True)
+    return cells, counts.astype(np.int64), outside, index.reshape(-1).astype(np.int64)
 
 
 def _macro_f1(cells: NDArray[np.int64], weights: NDArray[np.int64], labels: int) -> NDArray[np.float64]:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from statsmodels.stats.inter_rater import cohens_kappa
 
 from tuneport.advisor.statistics import (
+    bootstrap_macro_f1,
+    bootstrap_macro_f1_difference,
     bootstrap_micro_f1,
     clustered_difference,
     clustered_mean,
@@ -88,6 +90,24 @@ def test_micro_f1_is_accuracy_unless_answers_carry_no_label() -> None:
     assert micro_f1(expected, ["a", "b", None, "rubbish"]) == pytest.approx(2 * 2 / (4 + 2))
     found = bootstrap_micro_f1(expected * 20, ["a", "b", "b", "c"] * 20)
     assert found.low < 0.75 < found.high
+
+
+def test_f1_over_clusters_is_as_unsure_as_over_the_rows_that_they_repeat() -> None:
+    draw = random.Random(5)
+    expected = [draw.choice("abc") for _ in range(60)]
+    answered = [e if draw.random() < 0.7 else draw.choice("abc") for e in expected]
+    better = [e if draw.random() < 0.9 else draw.choice("abc") for e in expected]
+    groups = [*range(60)] * 5
+    for bootstrap in (bootstrap_macro_f1, bootstrap_micro_f1):
+        alone, together = bootstrap(expected, answered), bootstrap(expected * 5, answered * 5, groups)
+        naive = bootstrap(expected * 5, answered * 5)
+        assert together.value == pytest.approx(alone.value)
+        assert (together.high - together.low) == pytest.approx(alone.high - alone.low, rel=0.1)
+        assert (naive.high - naive.low) < 0.6 * (together.high - together.low)
+        assert "of 60 clusters" in together.method
+    alone = bootstrap_macro_f1_difference(expected, answered, better)
+    together = bootstrap_macro_f1_difference(expected * 5, answered * 5, better * 5, groups)
+    assert (together.high - together.low) == pytest.approx(alone.high - alone.low, rel=0.1)
 
 
 def test_rows_needed_before_running() -> None:
