@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneport.core import terminal
-from tuneport.core.errors import ProviderError, UsageError
+from tuneport.core.errors import NoLedgerError, ProviderError, UsageError
 from tuneport.core.terminal import JobArgument, JsonOption, YesOption, consent, escape
 from tuneport.providers.job_commands import find_job
 
@@ -93,7 +94,14 @@ def deployments(
     if at is not None:
         _show_account(at, as_json)
         return
-    ours = _ours()
+    try:
+        ours = _ours()
+    except NoLedgerError:
+        if as_json:
+            terminal.print_json([])
+        else:
+            terminal.console().print("nothing is deployed")
+        return
     _sweep(ours)
     found = ours.latest(standing=not everything)
     if refresh:
@@ -230,12 +238,13 @@ def follow(ours: Deployments, deployment_id: str, *, stay: bool) -> None:
 
 def _show_account(name: str, as_json: bool) -> None:
     """What stands at a provider, whoever made it, beside this ledger's ids: nothing that bills stays out of sight."""
-    from tuneport import engine
     from tuneport.core.reading import offered
     from tuneport.providers import registry
 
     there = list(offered(registry.get(name), "deployments").deployments().list_deployments())
-    known = {record.ref: record.id for record in engine().deployments.latest()}
+    known: dict[str | None, str] = {}
+    with suppress(NoLedgerError):
+        known = {record.ref: record.id for record in _ours().latest()}
     if as_json:
         terminal.print_json([terminal.plain(one) | {"id": known.get(one.ref)} for one in there])
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 import tuneport
 from tuneport.core import terminal
-from tuneport.core.errors import JobFailedError, RefusedError, UsageError
+from tuneport.core.errors import JobFailedError, NoLedgerError, RefusedError, UsageError
 from tuneport.core.job import JobState
 from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
 from tuneport.providers import registry
@@ -146,8 +147,9 @@ def watch(
 
         follow(_engine(create=False).deployments, jobs[0], stay=True)
         return
-    for expired in _engine(create=False).deployments.sweep():
-        terminal.console().print(f"{expired.record.id} has outlived its --ttl and is {expired.record.state}", highlight=False)
+    with suppress(NoLedgerError):
+        for expired in _engine(create=False).deployments.sweep():
+            terminal.console().print(f"{expired.record.id} has outlived its --ttl and is {expired.record.state}", highlight=False)
     if jobs and len(jobs) == 1:
         _watch(find_job(jobs[0]))
         return

@@ -108,6 +108,13 @@ def test_what_has_outlived_its_time_goes_at_the_next_look(bench: Bench, run: Run
     assert bench.vendor.billing == []
 
 
+def test_without_a_ledger_nothing_is_deployed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "none.db"))
+    assert run("deployments")[:2] == (0, "nothing is deployed\n") and run("deployments", "--json")[:2] == (0, "[]\n")
+    assert run("watch", "--all")[0] == 0
+    assert not (tmp_path / "none.db").exists()
+
+
 def test_serve_and_watch_say_what_they_are_for(bench: Bench, run: Run) -> None:
     job = bench.trained()
     code, _, said = run("serve", job.id)

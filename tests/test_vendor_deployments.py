@@ -18,7 +18,7 @@ from tuneport.core.errors import BudgetError, ProviderError, RefusedError, Usage
 from tuneport.core.options import FireworksOptions  # noqa: E402
 from tuneport.core.spec import JobSpec  # noqa: E402
 from tuneport.providers.conformance.bench import Bench, Conformance  # noqa: E402
-from tuneport.providers.conformance.faults import refusal  # noqa: E402
+from tuneport.providers.conformance.faults import lost_replies, refusal  # noqa: E402
 from tuneport.providers.fireworks.client import FireworksProvider  # noqa: E402
 from tuneport.tests import test_conformance_bedrock as bedrock  # noqa: E402
 from tuneport.tests import test_conformance_fireworks as fireworks  # noqa: E402
@@ -172,7 +172,9 @@ def test_fireworks_serves_several_adapters_on_one_deployment(fw: Bench) -> None:
         plan(fw, second_job.id, mode="merge", on=first.id)
     shared = plan(fw, second_job.id, on=first.id)
     assert (shared.mode, shared.free) == ("addon", True)
+    fw.vendor.fault("load", lost_replies()[0])  # loaded, and nobody heard of it
     record = deployments.deploy(second_job.id, shared, on=first.id)
+    assert len(fw.vendor.snapshot()["adapters"]) == 2
     fw.on_sleep = lambda: fw.vendor.set_deployment(record.ref or "", "DEPLOYED")
     record = deployments.wait(record.id)
     for job in (first_job, second_job):
