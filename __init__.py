@@ -9,6 +9,9 @@
     for job in tp.jobs(): print(job.id, job.state)
     report = tp.advise("decision.yaml", spec=spec)
 
+    tp.check("train.jsonl", test="test.jsonl")["train"].findings          # files, Hugging Face datasets, or a spec
+    tp.prepare("rows.csv", "data/", {"dedupe": "near", "test": 0.1})      # writes the parts and a data card
+
 Everything raises ``tuneport.TuneportError`` or one of its kinds (``tuneport.core.errors``), and nothing else on purpose.
 """
 
@@ -26,20 +29,34 @@ if TYPE_CHECKING:
     from tuneport.advisor.intake import Intake
     from tuneport.advisor.measurement import Measurement
     from tuneport.advisor.report.model import Report
+    from tuneport.core.data.card import DataCard
+    from tuneport.core.data.check import CheckOptions, CheckReport
     from tuneport.core.data.facts import JobData
+    from tuneport.core.data.hub_rows import HubDataset
+    from tuneport.core.data.prepare import PrepareOptions
+    from tuneport.core.data.split import Part
     from tuneport.core.engine import Engine, Job
     from tuneport.core.plan import Plan
     from tuneport.core.provider import OpenRows
-    from tuneport.core.spec import JobSpec
+    from tuneport.core.spec import DataFormat, JobSpec, Method
+
+    Rows = str | Path | HubDataset  # a file, or a Hugging Face dataset
 
 __version__ = "0.1.0"
 _LAZY = {
+    "CheckOptions": "tuneport.core.data.check",
+    "CheckReport": "tuneport.core.data.check",
+    "DataCard": "tuneport.core.data.card",
     "Job": "tuneport.core.engine",
     "JobSpec": "tuneport.core.spec",
     "Plan": "tuneport.core.plan",
+    "PrepareOptions": "tuneport.core.data.prepare",
     "Report": "tuneport.advisor.report.model",
 }
-__all__ = ["Job", "JobSpec", "Plan", "Report", "TuneportError", "__version__", "advise", "engine", "jobs", "load_spec", "plan", "submit"]
+__all__ = [
+    "CheckOptions", "CheckReport", "DataCard", "Job", "JobSpec", "Plan", "PrepareOptions", "Report", "TuneportError", "__version__",
+    "advise", "check", "engine", "jobs", "load_spec", "plan", "prepare", "submit",
+]  # fmt: skip
 
 # The functions import what they need when called: `import tuneport` stays cheap for the command line.
 # ruff: noqa: PLC0415
@@ -69,6 +86,65 @@ def _loaded(spec: JobSpec | str | Path) -> JobSpec:
     from tuneport.core.spec import JobSpec
 
     return spec if isinstance(spec, JobSpec) else load_spec(spec)
+
+
+def check(
+    source: JobSpec | Rows | Mapping[str, HubDataset],
+    validation: Rows | None = None,
+    test: Rows | None = None,
+    *,
+    format: DataFormat = "auto",
+    method: Method = "sft",
+    system_prompt: str | None = None,
+    json_schema: Mapping[str, Any] | None = None,
+    options: CheckOptions | None = None,
+) -> dict[Part, CheckReport]:
+    """Every fault in training data, by part: "train", and "validation" and "test" where given, compared with each other.
+
+    ``source``: a file of rows, a Hugging Face ``Dataset``, ``IterableDataset`` or ``DatasetDict``, or a spec (a ``JobSpec`` or its
+    .yaml file), whose own files, format and method then count. ``system_prompt`` is the production prompt, ``json_schema`` what
+    every answer must satisfy. Raises DataError when a file cannot be read, UsageError for an unknown model or provider or an
+    invalid schema, SpecError for a faulty spec, MissingExtraError when a part asked for needs an extra.
+    """
+    from collections.abc import Mapping as Mappings
+    from os import PathLike
+
+    from tuneport.core.data.check import check_files, check_spec
+    from tuneport.core.data.hub_rows import parts_of
+    from tuneport.core.errors import UsageError
+    from tuneport.core.spec import JobSpec
+
+    spec = load_spec(source) if isinstance(source, (str, PathLike)) and str(source).endswith((".yaml", ".yml")) else source
+    if isinstance(spec, (JobSpec, Mappings)) and not (validation is None and test is None):
+        raise UsageError("validation and test are given beside a source that names its own parts", fix="give one or the other")
+    if isinstance(spec, JobSpec):
+        return check_spec(spec, system_prompt=system_prompt, json_schema=json_schema, options=options)
+    parts = parts_of(spec) if isinstance(spec, Mappings) else {"train": spec, "validation": validation, "test": test}
+    sources = {part: _path_as_text(rows) for part, rows in parts.items()}
+    return check_files(
+        **sources, format=format, method=method, system_prompt=system_prompt, json_schema=json_schema, options=options
+    )
+
+
+def prepare(source: Rows, out: str | Path, options: PrepareOptions | Mapping[str, Any] | None = None) -> DataCard:
+    """Mend, clean, split and convert rows into the folder ``out``; what was done is returned, and written there as a data card.
+
+    ``options`` are the fields of ``PrepareOptions``. Raises UsageError for options that do not fit or a folder that holds other
+    files, DataError when the rows cannot be read or none can be written as asked, MissingExtraError when a step needs an extra,
+    TuneportError when the folder cannot be written.
+    """
+    from tuneport.core.data.prepare import PrepareOptions, options_of
+    from tuneport.core.data.prepare import prepare as prepare_data
+    from tuneport.providers.shapes import record_shapes
+
+    chosen = options if isinstance(options, PrepareOptions) else options_of(options or {})
+    return prepare_data(_path_as_text(source), out, chosen, converters=record_shapes())
+
+
+def _path_as_text(rows: Any) -> Any:
+    from os import PathLike
+
+    return str(rows) if isinstance(rows, PathLike) else rows
 
 
 def plan(

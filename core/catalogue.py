@@ -270,10 +270,14 @@ class Catalogue:
             return known
         return Offering(model_id, provider, model_id, serving=("local",) if provider == "local" else (), known=False)
 
-    def _remedy(self, model: str, provider: str) -> str:
+    def similar(self, model: str) -> tuple[str, ...]:
+        """At most three names and vendor ids that may have been meant, likest first."""
         candidates = {c.lower(): c for c in [*self._names, *self._offerings]}
-        close = difflib.get_close_matches(model.lower(), candidates, n=3, cutoff=0.6)
-        meant = f"did you mean {' or '.join(candidates[c] for c in close)}? Otherwise " if close else ""
+        return tuple(candidates[c] for c in difflib.get_close_matches(model.lower(), candidates, n=3, cutoff=0.6))
+
+    def _remedy(self, model: str, provider: str) -> str:
+        close = self.similar(model)
+        meant = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
         return f"{meant}see `tuneport models`, or name the vendor's id yourself: model: {{{provider}: <id>}}"
 
 

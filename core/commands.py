@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,19 +11,18 @@ import typer
 
 from tuneport.core import terminal
 from tuneport.core.errors import DataError, UsageError
-from tuneport.core.terminal import JsonOption, escape
+from tuneport.core.terminal import METHODS_HELP, ROW_FORMATS_HELP, JsonOption, escape
 
 if TYPE_CHECKING:
     from tuneport.core.data.check import CheckReport
-
 
 
 def check(
     paths: Annotated[
         list[Path], typer.Argument(help="A spec, or data files (.jsonl .json .csv .parquet, also .gz and .zst).", metavar="SPEC|DATA...")
     ],
-    data_format: Annotated[str, typer.Option("--format", help="Row format; auto detects it.")] = "auto",
-    method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
+    data_format: Annotated[str, typer.Option("--format", help=ROW_FORMATS_HELP)] = "auto",
+    method: Annotated[str, typer.Option(help=METHODS_HELP)] = "sft",
     system_prompt: Annotated[
         str | None, typer.Option("--system-prompt", help="Production system prompt that every row should have.")
     ] = None,
@@ -51,7 +51,7 @@ def check(
 
     Two or three data files are taken as train, test or train, validation, test, and compared with each other.
     """
-    from tuneport.core.data.check import CheckOptions, check_files
+    from tuneport.core.data.check import CheckOptions, check_files, check_spec
     from tuneport.core.data.check_page import verdict, write_page
     from tuneport.core.spec import DataFormat, Method
 
@@ -70,19 +70,12 @@ def check(
     )
     shape, how = terminal.one_of("--format", data_format, DataFormat), terminal.one_of("--method", method, Method)
     json_schema = terminal.read_schema(schema)
-    reports: list[CheckReport] = []
     with terminal.progress_bar() as on_progress:
         if len(paths) == 1 and paths[0].suffix in (".yaml", ".yml"):
-            from dataclasses import replace
-
             from tuneport.core.spec_file import load_spec
 
-            spec = load_spec(paths[0])
-            d = spec.data
-            options = replace(options, max_tokens=spec.training.max_seq_length)
-            found = check_files(
-                d.train, d.validation, d.test, format=d.format, method=spec.method, system_prompt=system_prompt or d.system_prompt,
-                json_schema=json_schema, options=options, on_progress=on_progress,
+            found = check_spec(
+                load_spec(paths[0]), system_prompt=system_prompt, json_schema=json_schema, options=options, on_progress=on_progress
             )
         else:
             if len(paths) > 3:
@@ -93,28 +86,39 @@ def check(
                 train, validation, test, format=shape, method=how, system_prompt=system_prompt, json_schema=json_schema, options=options,
                 on_progress=on_progress,
             )
-        reports += found.values()
-    if page:
-        write_page(page, reports)
+    reports = list(found.values())
     if as_json:
         terminal.print_json([r.model_dump(mode="json") for r in reports])
     else:
         for report in reports:
             _show_check(report)
+        if any(_SOURCES.search(finding.message) for report in reports for finding in report.findings):
+            told = "S0 to S4: the practitioners' documents that a threshold comes from (docs/data.md)"
+            terminal.console().print(f"[dim]{told}[/]", highlight=False)
         terminal.console().print(f"[bold]{escape(verdict(reports))}[/]", highlight=False)
+    if page:
+        write_page(page, reports)
     failing = {"error": ("error",), "warning": ("error", "warning"), "never": ()}[fail_on]
     faulty = [r.file for r in reports if r.worst in failing]
     if faulty:
         raise DataError(f"faults in {', '.join(faulty)}", fix="mend the rows listed above (tuneport prepare) and check again")
 
 
+_SOURCES = re.compile(r"\bS[0-4]\b")
+
+
 def _show_check(report: CheckReport) -> None:
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
     console = terminal.console()
     tokens = "tokens not counted" if report.good_rows else "no readable rows"
     if report.tokens:
         count = f"{report.tokens.low:,}" if report.tokens.exact else f"{report.tokens.low:,} – {report.tokens.high:,}"
         tokens = f"{count} tokens ({report.tokens.tokenizer})"
-    facts = f"{report.part}: {report.rows:,} rows, {report.format or 'unknown format'}"
+    good = "" if report.good_rows == report.rows else f", {report.good_rows:,} of them good"
+    facts = f"{report.part}: {report.rows:,} rows{good}, {report.format or 'unknown format'}"
     console.print(f"[bold]{escape(report.file)}[/]  {facts}", highlight=False)
     console.print(f"  [dim]{escape(tokens)}[/]", highlight=False)
     if report.lengths:
@@ -122,14 +126,19 @@ def _show_check(report: CheckReport) -> None:
         console.print(f"  [dim]row length: median up to {median.high:,} tokens, longest up to {longest.high:,}[/]", highlight=False)
     if not report.findings:
         console.print("  [green]✓ no faults found[/]")
+        return
+    listing = Table.grid(padding=(0, 1))  # what wraps stays under its message
+    listing.add_column(no_wrap=True)
+    listing.add_column(overflow="fold")
     for finding in report.findings:
         colour = {"error": "red", "warning": "yellow", "info": "cyan"}[finding.severity]
         named = len(finding.lines) == 1 and f":{finding.lines[0]}:" in finding.message
         where = f"line{'s' if len(finding.lines) > 1 else ''} {', '.join(map(str, finding.lines))}"
-        lines = f" [dim]({where}{' …' if finding.count > len(finding.lines) > 1 else ''})[/]" if finding.lines and not named else ""
-        console.print(f"  [{colour}]{finding.severity:8}[/]{escape(finding.message)}{lines}", highlight=False)
+        lines = f" ({where}{' …' if finding.count > len(finding.lines) > 1 else ''})" if finding.lines and not named else ""
+        listing.add_row(Text(finding.severity, colour), Text.assemble(finding.message, (lines, "dim")))
         if finding.examples:
-            console.print(f"          [dim]e.g. {escape('; '.join(finding.examples[:3]))}[/]", highlight=False)
+            listing.add_row("", Text(f"e.g. {'; '.join(finding.examples[:3])}", "dim"))
+    console.print(Padding(listing, (0, 0, 0, 2), expand=False))
 
 
 def init(path: Annotated[Path, typer.Argument(help="File to write.", metavar="FILE")] = Path("spec.yaml")) -> None:

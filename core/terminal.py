@@ -25,6 +25,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")]
 
 
+# Written out, because the lists themselves stand in modules that take time to load; a test holds them together.
+ROW_FORMATS = "chat, prompt_completion, instruction, classification, preference, unpaired_preference, text"
+ROW_FORMATS_HELP = f"Row format: auto (detect it), {ROW_FORMATS}."
+METHODS_HELP = "Method the rows are for: sft, dpo, kto, orpo, simpo, cpt, rft, distill."
+
 LINE = 120
 """Columns of output that no terminal shows."""
 

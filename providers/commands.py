@@ -11,11 +11,12 @@ import typer
 
 from tuneport.core import terminal
 from tuneport.core.errors import RefusedError, TuneportError, UsageError
-from tuneport.core.terminal import JsonOption, SpecArgument, escape
+from tuneport.core.terminal import METHODS_HELP, ROW_FORMATS, ROW_FORMATS_HELP, JsonOption, SpecArgument, escape
 
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from tuneport.core.data.card import DataCard
     from tuneport.core.plan import FieldOutcome, Plan
     from tuneport.core.spec import JobSpec
 
@@ -203,9 +204,9 @@ def _show_machines(one: Plan) -> None:
 def prepare(
     data: Annotated[Path, typer.Argument(help="Data file.", metavar="DATA")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the parts, the rejected rows and the data card.")],
-    method: Annotated[str, typer.Option(help="Method the rows are for.")] = "sft",
-    data_format: Annotated[str, typer.Option("--format", help="Row format of the input; auto detects it.")] = "auto",
-    to: Annotated[str | None, typer.Option("--to", help="Row format to write.")] = None,
+    method: Annotated[str, typer.Option(help=METHODS_HELP)] = "sft",
+    data_format: Annotated[str, typer.Option("--format", help=ROW_FORMATS_HELP)] = "auto",
+    to: Annotated[str | None, typer.Option("--to", help=f"Row format to write: {ROW_FORMATS}.")] = None,
     file_type: Annotated[str, typer.Option("--file-type", help="jsonl, json, csv (each also .gz, .zst) or parquet.")] = "jsonl",
     shapes: Annotated[
         list[str] | None, typer.Option("--for", help="Provider's record shape to write too, e.g. openai-chat (repeatable).")
@@ -240,10 +241,9 @@ def prepare(
 
     What was done is written down beside it (card.json, card.md).
     """
-    from pydantic import ValidationError
-
-    from tuneport.core.data.prepare import PrepareOptions
+    from tuneport.core.data.prepare import options_of
     from tuneport.core.data.prepare import prepare as prepare_data
+    from tuneport.providers.shapes import record_shapes
 
     shares = _shares(split)
     given: dict[str, Any] = {
@@ -255,21 +255,32 @@ def prepare(
         "class_column": class_column, "cap": cap, "balance": balance, "mix": str(mix) if mix else None,
         "mix_share": mix_share, "review": review, "seed": seed,
     }  # fmt: skip
-    try:
-        options = PrepareOptions(**given, **({"mends": ()} if no_mend else {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the options"
-        raise UsageError(f"{where}: {first['msg']}", fix="see tuneport prepare --help") from None
+    options = options_of(given | ({"mends": ()} if no_mend else {}), _spelled)
     with terminal.progress_bar() as on_progress:
-        card = prepare_data(str(data), out, options, converters=_record_shapes(), on_progress=on_progress)
+        card = prepare_data(str(data), out, options, converters=record_shapes(), on_progress=on_progress)
     if as_json:
         terminal.print_json(card.model_dump(mode="json"))
         return
-    from rich.markdown import Markdown
+    _show_card(card, out)
 
-    terminal.console().print(Markdown(card.markdown()))
-    terminal.console().print(f"[bold]written to {escape(str(out))}[/]", highlight=False)
+
+def _show_card(card: DataCard, out: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    listing = Table.grid(padding=(0, 1))
+    listing.add_column(no_wrap=True)
+    listing.add_column(overflow="fold")
+    for step, said in card.summary():
+        listing.add_row(Text(step, "yellow" if step in ("rejected", "refused") else "dim"), Text(said))
+    terminal.console().print(listing)
+    terminal.console().print(f"[bold]Prepared data lies in {escape(str(out))}[/]", highlight=False)
+
+
+def _spelled(option: str) -> str:
+    """An option of ``PrepareOptions`` as it is typed."""
+    other = {"shapes": "--for", "mends": "--no-mend", "validation": "--split", "test": "--split"}
+    return other.get(option) or f"--{option.replace('_', '-')}"
 
 
 def _shares(split: str | None) -> tuple[float, float]:
@@ -282,17 +293,9 @@ def _shares(split: str | None) -> tuple[float, float]:
         raise UsageError(f"--split {split!r} is not three shares", fix="write train/validation/test in percent, e.g. 80/10/10") from None
     if abs(train + validation + test - 100) > 1e-6 or min(train, validation, test) < 0:
         raise UsageError(f"--split {split!r} does not add up to 100", fix="write train/validation/test in percent, e.g. 80/10/10")
+    if max(validation, test) >= 50:
+        raise UsageError(f"--split {split!r} holds out half of the rows or more", fix="keep validation and test below 50 percent each")
     return validation / 100, test / 100
-
-
-def _record_shapes() -> dict[str, Any]:
-    """Every provider's record shapes by name. Records are plain functions: no SDK is imported."""
-    from tuneport.providers.bedrock.records import RECORDS as BEDROCK
-    from tuneport.providers.fireworks.records import RECORDS as FIREWORKS
-    from tuneport.providers.openai.records import RECORDS as OPENAI
-    from tuneport.providers.together.records import RECORDS as TOGETHER
-
-    return {**OPENAI, **BEDROCK, **TOGETHER, **FIREWORKS}
 
 
 def providers(as_json: JsonOption = False) -> None:

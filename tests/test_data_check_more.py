@@ -5,15 +5,22 @@ from __future__ import annotations
 import html.parser
 import json
 import random
+import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuneport.core.data.check import CheckOptions, CheckReport, Finding, check_data, check_files
+from tuneport.core.data import tokens
+from tuneport.core.data.check import CheckOptions, CheckReport, Finding, VendorFit, check_data, check_files, check_spec
 from tuneport.core.data.check_page import render_page, verdict, write_page
-from tuneport.core.errors import DataError, MissingExtraError, UsageError
+from tuneport.core.data.judge import Findings, judge_vendors
+from tuneport.core.data.language import language_of
+from tuneport.core.errors import DataError, MissingExtraError, TuneportError, UsageError
+from tuneport.core.spec_file import load_spec
 
+TODAY = date(2026, 11, 22)
 DRAW = random.Random(7)
 VOCABULARY = [f"{DRAW.choice('bcdfglmnprst')}{DRAW.choice('aeiou')}{DRAW.choice('klmnrst')}{number}" for number in range(2_000)]
 
@@ -158,18 +165,102 @@ def test_the_production_prompt(tmp_path: Path) -> None:
 def test_lengths_against_every_vendor(tmp_path: Path) -> None:
     rows = [chat(f"{n} {text(20)}") for n in range(50)] + [chat(text(9_000))]
     path = write(tmp_path / "t.jsonl", rows)
-    report = check_data(path)
+    report = check_data(path, options=CheckOptions(today=TODAY))
     assert [quantile.share for quantile in report.lengths] == [0.5, 0.9, 0.99, 1.0]
     assert report.lengths[0].high < 200 and report.lengths[-1].high > 10_000
-    titan = next(fit for fit in report.vendors if "titan-text-express" in fit.models)
+    assert all(fit.problems for fit in report.vendors)  # limits that nobody asked for and nothing breaks say nothing
+    assert "claude-3-haiku" not in {model for fit in report.vendors for model in fit.models}  # closed
+    old = CheckOptions(models=("titan-text-express", "claude-3-haiku"), today=date(2025, 1, 1))
+    long_ago = check_data(path, options=old)
+    titan = next(fit for fit in long_ago.vendors if "titan-text-express" in fit.models)
     assert (titan.max_tokens, titan.surely_over, titan.perhaps_over) == (4096, 1, 1)
-    claude = next(fit for fit in report.vendors if "claude-3-haiku" in fit.models)
+    claude = next(fit for fit in long_ago.vendors if "claude-3-haiku" in fit.models)
     assert (claude.min_rows, claude.max_rows) == (32, 10_000)
-    assert {fit.provider for fit in report.vendors} >= {"openai", "bedrock", "together", "fireworks", "local"}
+    everywhere = check_data(path, options=CheckOptions(providers=("openai", "bedrock", "together", "fireworks", "local"), today=TODAY))
+    assert {fit.provider for fit in everywhere.vendors} == {"openai", "bedrock", "together", "fireworks", "local"}
     chosen = check_data(path, options=CheckOptions(models=("llama-3.1-8b-instruct",), providers=("bedrock",)))
     assert {fit.provider for fit in chosen.vendors} == {"bedrock"}
     assert by_code(chosen)["vendor_limit_bedrock"].severity == "error"  # at least 100 rows are needed
     assert by_code(check_data(path, options=CheckOptions(max_tokens=1_000)))["cut_rows"].lines == (51,)
+
+
+def test_each_provider_has_one_line_and_closed_models_none(tmp_path: Path) -> None:
+    for count in (29, 40):
+        report = check_data(write(tmp_path / "t.jsonl", [chat(f"{n} {text(20)}") for n in range(count)]), options=CheckOptions(today=TODAY))
+        lines = [finding for finding in report.findings if finding.code.startswith("vendor_limit_")]
+        assert [(finding.code, finding.severity) for finding in lines] == [("vendor_limit_bedrock", "info")]
+        assert lines[0].message.startswith(f"bedrock: {count} rows; at least 100 are needed (llama-") and "claude" not in lines[0].message
+
+
+def test_the_provider_that_takes_fewest_comes_first() -> None:
+    def fit(provider: str, model: str, *problems: str) -> VendorFit:
+        return VendorFit(provider=provider, models=(model,), problems=problems)
+
+    fits = [fit("a", "m", "9 rows; at least 10 are needed"), fit("a", "n"), fit("c", "m", "9 rows; at least 20 are needed")]
+    for order in (fits, fits[::-1]):
+        findings = Findings()
+        judge_vendors(findings, order, "info", {})
+        assert [finding.message for finding in findings.all()] == [
+            "c: 9 rows; at least 20 are needed (m)", "a: 9 rows; at least 10 are needed (m)",
+        ]  # fmt: skip
+
+
+def test_a_spec_is_set_against_its_own_models_and_providers(tmp_path: Path) -> None:
+    data = {"train": write(tmp_path / "t.jsonl", [chat(f"{n} {text(20)}") for n in range(29)])}
+    options = CheckOptions(today=TODAY)
+    anywhere = check_spec(load_spec({"model": "llama-3.1-8b-instruct", "data": data}), options=options)["train"]
+    assert by_code(anywhere)["vendor_limit_bedrock"].severity == "warning"
+    assert {model for fit in anywhere.vendors for model in fit.models} == {"llama-3.1-8b-instruct"}
+    named = check_spec(load_spec({"model": {"openai": "gpt-4.1-mini"}, "data": data}), options=options)["train"]
+    assert {fit.provider for fit in named.vendors} == {"openai"} and named.ok
+    tight = check_spec(load_spec({"model": {"bedrock": "llama-3.1-8b-instruct"}, "data": data}), options=options)["train"]
+    assert by_code(tight)["vendor_limit_bedrock"].severity == "error"
+
+
+def test_models_and_providers_must_be_known_open_and_tunable(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.jsonl", [chat("q")])
+    for options, says in (
+        (CheckOptions(models=("lama-3.1-8b-instruct",)), "did you mean llama-3.1-8b-instruct"),
+        (CheckOptions(providers=("opnai",)), "did you mean 'openai'"),
+        (CheckOptions(models=("gpt-4.1-mini",), providers=("bedrock",)), "bedrock does not offer gpt-4.1-mini"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            check_data(path, options=options)
+    ended = by_code(check_data(path, options=CheckOptions(models=("claude-3-haiku",), today=TODAY)))["vendor_limit_bedrock"]
+    assert ended.severity == "error" and "bedrock ended" in ended.message
+    only_openai = CheckOptions(providers=("openai",), today=TODAY)
+    untaught = check_data(write(tmp_path / "x.jsonl", [{"text": "x"}]), method="cpt", options=only_openai)
+    assert "does not tune any of its models by cpt" in by_code(untaught)["vendor_limit_openai"].message
+
+
+def test_counting_without_the_extra_is_refused_not_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bpe_openai", None)
+    tokens._o200k.cache_clear()
+    try:
+        with pytest.raises(MissingExtraError, match=r"pip install 'tuneport\[tokens\]'"):
+            check_data(write(tmp_path / "t.jsonl", [chat("q")]), options=CheckOptions(count_tokens=True))
+    finally:
+        tokens._o200k.cache_clear()
+
+
+def test_a_language_is_named_only_when_it_is_clear(tmp_path: Path) -> None:
+    for doubtful in ("I need a new PIN for a card", "Is a SWIFT transfer a service?", "A transfer is pending."):
+        assert language_of(doubtful) in ("en", "unclear")
+    report = check_data(write(tmp_path / "t.jsonl", [chat("Where is the card that I ordered from you?")] * 4 + [chat("ok")]))
+    assert report.languages == {"en": 4, "unclear": 1} and "mixed_languages" not in by_code(report)
+    assert "sample of 5 rows" in render_page([report]) and "(unclear: too few words to tell)" in render_page([report])
+
+
+def test_bytes_that_are_no_text_are_told_from_another_encoding(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.jsonl"
+    noise.write_bytes(random.Random(5).randbytes(2_000))
+    with pytest.raises(DataError, match="no text file"):
+        check_data(str(noise))
+    old = tmp_path / "old.jsonl"
+    old.write_bytes('{"messages": "ä"}\n'.encode("cp1252") * 3 + "Привет как дела\n".encode("cp1251") * 9)
+    assert "UTF-8" in by_code(check_data(str(old)))["malformed_row"].message
+    with pytest.raises(UsageError, match="standard input is not read"):
+        check_data("-")
 
 
 def test_counted_tokens(tmp_path: Path) -> None:
@@ -234,9 +325,11 @@ def test_the_page_is_whole_escaped_and_without_script(tmp_path: Path) -> None:
     assert not tags.tags & {"script", "img", "link", "iframe", "object", "b"} and not tags.links
     assert "&lt;script&gt;alert(1)" in page and "alert(1)</script>" not in page
     assert all(finding.code in page for finding in report.findings)
-    write_page(tmp_path / "out" / "page.html", [report])
-    assert (tmp_path / "out" / "page.html").read_text() == page
-    assert "1 kind of error" in verdict([report])
+    write_page(tmp_path / "page.html", [report])
+    assert (tmp_path / "page.html").read_text() == page
+    assert verdict([report]) == "1 of 61 rows has faults of 1 kind: mend before training."
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
-        write_page(tmp_path / "file" / "page.html", [report])
+    for place, why in (("file", "cannot be written"), ("none", "none does not exist")):
+        with pytest.raises(TuneportError, match=why) as caught:
+            write_page(tmp_path / place / "page.html", [report])
+        assert caught.value.exit_code == 1  # the machine's fault, not the data's (docs/errors.md)

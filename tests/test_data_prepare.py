@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tuneport.core.data.card import DataCard
-from tuneport.core.data.check import check_files
+from tuneport.core.data.check import check_data, check_files
 from tuneport.core.data.mend import MENDS, Mender
-from tuneport.core.data.prepare import PrepareOptions, prepare
+from tuneport.core.data.prepare import PrepareOptions, options_of, prepare
 from tuneport.core.data.redact import Redactor, read_map, restore
 from tuneport.core.data.rows import Row
-from tuneport.core.errors import DataError, UsageError
+from tuneport.core.errors import DataError, TuneportError, UsageError
 
 DRAW = random.Random(3)
 VOCABULARY = [f"w{number}" for number in range(3_000)]
@@ -151,6 +151,9 @@ def test_general_rows_are_mixed_in_evenly(tmp_path: Path) -> None:
 def test_redaction_is_consistent_and_can_be_undone(tmp_path: Path) -> None:
     rows = [chat(f"I am a{n % 3}@corp.com, see [EMAIL_7]", "call +49 30 901820", note="b@corp.com") for n in range(6)]
     key = tmp_path / "key" / "map.json"
+    with pytest.raises(TuneportError, match="folder does not exist"):
+        run(tmp_path, rows, redact=("all",), redaction_map=str(key))
+    key.parent.mkdir()
     card, out = run(tmp_path, rows, redact=("all",), redaction_map=str(key))
     written = (out / "train.jsonl").read_text()
     assert "corp.com" not in written and "901820" not in written
@@ -280,6 +283,63 @@ def test_a_review_sheet_is_even_over_the_classes_and_holds_no_formulas(tmp_path:
     assert len(rows) == 9
     classes = [row["class"] for row in rows]
     assert {name: classes.count(name) for name in set(classes)} == {"common": 4, "rare": 4, "'=cmd": 1}
+
+
+def test_no_file_is_left_empty(tmp_path: Path) -> None:
+    def pair(row: Row) -> dict[str, Any]:
+        raise DataError(f"{row.file}:{row.line} has no pair of answers", fix="")
+
+    with pytest.raises(DataError, match=r"none of the 9 rows for train\.jsonl can be written as preference \(9 × is a chat row") as caught:
+        run(tmp_path, CLASSES[:9], to="preference")
+    assert caught.value.exit_code == 4
+    with pytest.raises(DataError, match=r"none of the 9 rows for train\.pairs\.jsonl .* \(9 × has no pair of answers\)"):
+        prepare(str(tmp_path / "rows.jsonl"), tmp_path / "out", PrepareOptions(shapes=("pairs",)), converters={"pairs": pair})
+    assert tree(tmp_path / "out") == {}
+
+
+def test_an_earlier_run_is_replaced_whole_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    shape = {"said": lambda row: {"text": row.messages[0]["content"]}}
+    source = write(tmp_path / "rows.jsonl", [*CLASSES[:40], "{broken"])
+    prepare(source, tmp_path / "out", PrepareOptions(test=0.2, shapes=("said",), review=5), converters=shape)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    card, out = run(tmp_path, CLASSES[:40], seed=1)  # no split: an old test set beside it would be leakage
+    assert set(tree(out)) == {"train.jsonl", "rejected.jsonl", "card.json", "card.md", "notes.txt"}
+    assert card.aside == {"rejected.jsonl": tree(out)["rejected.jsonl"]}
+
+    kept = tree(out)
+    for name, why in (("test.jsonl", "is not of an earlier prepare"), ("train.jsonl", "was changed since prepare wrote it")):
+        (out / name).write_text("{}")
+        with pytest.raises(UsageError, match=f"{name} {why}"):
+            run(tmp_path, CLASSES[:40])
+        (out / name).unlink()
+    assert set(kept) - set(tree(out)) == {"train.jsonl"}
+    (out / "card.json").unlink()
+    with pytest.raises(UsageError, match=r"card\.md is not of an earlier"):
+        run(tmp_path, CLASSES[:40])
+
+
+def test_a_row_has_one_fate_in_the_words_of_check(tmp_path: Path) -> None:
+    silent = {"messages": [{"role": "user", "content": " q "}, {"role": "assistant", "content": " "}]}
+    later = {"messages": [*chat("a", "b")["messages"], {"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]}
+    card, out = run(tmp_path, [chat("p"), silent, later])
+    assert card.mended == {"questions after the last answer were removed": 1, "turns without content were removed": 1}  # of the last row
+    assert card.rejected == {"empty_turn": 1} and card.parts[0].rows == 2
+    (told,) = read(out / "rejected.jsonl")
+    found = check_data(write(tmp_path / "silent.jsonl", [chat("p"), silent])).findings
+    assert found[0].message.endswith(told["reason"])
+
+
+def test_options_are_refused_in_one_plain_sentence() -> None:
+    for options, says in (
+        ({"file_type": "xml"}, "--file-type 'xml' is not known; choose one of jsonl, jsonl.gz"),
+        ({"dedupe": "x"}, "--dedupe 'x' is not known; choose one of none, exact or near"),
+        ({"by": "time"}, "a split by time needs --column"),
+        ({"near": 3}, "--near 3 is out of bounds; it should be less than or equal to 1"),
+        ({"dedup": "near"}, "there is no option --dedup; choose from method"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            options_of(options, lambda name: f"--{name.replace('_', '-')}")
+        assert str(caught.value).startswith(says)
 
 
 def test_a_crash_leaves_the_old_files(tmp_path: Path) -> None:

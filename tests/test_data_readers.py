@@ -89,9 +89,9 @@ BAD_LINES = [
     (b'{"a": "\\ud800"}', "half of a surrogate pair (\\ud800 to \\udfff)"),
     (b'{"a": ' + b"[" * 100_000, "deeper nesting"),
     (b'{"a": ' + b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1) + b"}", "deeper nesting"),
-    (b'{"a": ' + b"1" * 5_000 + b"}", "Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits"),
-    (b'{"a": 1} x', "Extra data at position 10"),
-    (b'{"a": ', "Expecting value at position 7"),
+    (b'{"a": ' + b"1" * 5_000 + b"}", "a number of thousands of digits"),
+    (b'{"a": 1} x', "more after the end of the object at character 10"),
+    (b'{"a": ', "no value at character 7"),
 ]
 
 

@@ -9,17 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from tuneport.core.errors import DataError
+from tuneport.core.errors import TuneportError
 
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
-    ``private``: only this user may read it. Raises DataError when the folder cannot be written or the disk is full.
+    ``private``: only this user may read it. Raises TuneportError (exit code 1: the machine's fault, not the data's) when the folder
+    does not exist or cannot be written, or the disk is full.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -40,10 +40,12 @@ def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Write a text as UTF-8. Raises DataError as ``replacing`` does."""
+    """Write a text as UTF-8. Raises TuneportError as ``replacing`` does."""
     with replacing(path, private=private) as file:
         file.write(text.encode("utf-8"))
 
 
-def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be written ({error.strerror or error})", fix="choose another folder, or free space")
+def _unwritable(path: Path, error: OSError) -> TuneportError:
+    if isinstance(error, FileNotFoundError):
+        return TuneportError(f"{path} cannot be written: the folder {path.parent} does not exist", fix="make it first, or name another")
+    return TuneportError(f"{path} cannot be written ({error.strerror or error})", fix="choose another folder, or free space")

@@ -10,7 +10,8 @@ and tokens are errors.
     warning          missing_system_prompt, varying_system_prompt, other_system_prompt, duplicate_rows, near_duplicates, identical_pair,
                      inconsistent_output, label_variants, unbalanced_classes, small_class, too_few_tokens, small_test_set,
                      personal_email (phone, card, iban, ssn, ip), characters_control (replacement, mojibake, direction),
-                     cut_rows, long_rows_<provider> when providers are named; the overlaps in validation rows, and passage_overlap_
+                     cut_rows; long_rows_<provider> when providers are named, and vendor_limit_<provider> too for a spec that leaves
+                     the provider open; the overlaps in validation rows, and passage_overlap_
     warning or info  too_few_rows
     info             no_system_prompt, varying_json_fields, inconsistent_punctuation, conflicting_answers, many_rows,
                      mixed_languages, characters_invisible (private), vendor_limit_ and long_rows_<provider> otherwise
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tuneport.core.data.check_report import AnswerSummary, CheckReport, Finding, Quantile, Severity, VendorFit
@@ -28,12 +30,14 @@ from tuneport.core.data.hub_rows import Source, source_name
 from tuneport.core.data.load import open_file, unknown_format, wrong_kind
 from tuneport.core.data.normalise import KIND_OF, Normaliser, RowFormat
 from tuneport.core.data.split import PARTS, Part
-from tuneport.core.errors import UsageError
-from tuneport.core.spec import DataFormat, Method
+from tuneport.core.data.tokens import tokens_counted
+from tuneport.core.errors import MissingExtraError, UsageError
+from tuneport.core.spec import DataFormat, JobSpec, Method
 
 if TYPE_CHECKING:
     from tuneport.core.data.gather import Gathered
     from tuneport.core.data.judge import Findings
+    from tuneport.core.data.limits import Chosen
     from tuneport.core.data.survey import SurveyJob
 
 Skippable = Literal["duplicates", "near-duplicates", "personal-data", "tokens"]
@@ -50,7 +54,7 @@ class CheckOptions:
     Presidio (extra "pii"; slow). ``count_tokens``: count with o200k_base instead of estimating (extra "tokens").
     ``models`` and ``providers`` narrow the limits that rows are set against; naming one makes broken limits more than information.
     ``max_tokens``: the longest row that the job trains on (training.max_seq_length). ``workers``: processes, by default one for
-    each core when a file is large.
+    each core when a file is large. ``today``: models that are closed on this day do not count.
     """
 
     skip: frozenset[Skippable] = frozenset()
@@ -63,6 +67,7 @@ class CheckOptions:
     providers: tuple[str, ...] = ()
     max_tokens: int | None = None
     workers: int | None = None
+    today: date | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.near <= 1:
@@ -85,8 +90,8 @@ def check_data(
     """Check one file or dataset. ``part`` says what it is for; ``json_schema`` is what every answer must satisfy.
 
     ``system_prompt`` is the production prompt, which the job would put before rows that have none.
-    Raises DataError when the file cannot be read or holds no rows, UsageError when the schema is no valid JSON Schema,
-    and MissingExtraError when a part asked for needs an extra.
+    Raises DataError when the file cannot be read or holds no rows, UsageError when the schema is no valid JSON Schema or a model
+    or provider is unknown, and MissingExtraError when a part asked for needs an extra.
     """
     return _check({part: path}, format, method, system_prompt, json_schema, options, on_progress)[part]
 
@@ -112,6 +117,25 @@ def check_files(
     return _check(sources, format, method, system_prompt, json_schema, options, on_progress)
 
 
+def check_spec(
+    spec: JobSpec,
+    *,
+    system_prompt: str | None = None,
+    json_schema: Mapping[str, Any] | None = None,
+    options: CheckOptions | None = None,
+    on_progress: OnProgress | None = None,
+) -> dict[Part, CheckReport]:
+    """Check the files of a spec for its method, against the limits of its own models and providers.
+
+    ``system_prompt`` stands in for the spec's own. Raises as ``check_data`` does.
+    """
+    given: dict[Part, Source | None] = {"train": spec.data.train, "validation": spec.data.validation, "test": spec.data.test}
+    sources = {part: source for part, source in given.items() if source is not None}
+    options = replace(options or CheckOptions(), max_tokens=spec.training.max_seq_length)
+    prompt = system_prompt or spec.data.system_prompt
+    return _check(sources, spec.data.format, spec.method, prompt, json_schema, options, on_progress, spec)
+
+
 @dataclass(slots=True)
 class _Opened:
     """A source before it is surveyed: its format, and what is wrong with the file as a whole."""
@@ -130,12 +154,17 @@ def _check(
     json_schema: Mapping[str, Any] | None,
     options: CheckOptions | None,
     on_progress: OnProgress | None,
+    spec: JobSpec | None = None,
 ) -> dict[Part, CheckReport]:
     from tuneport.core.data.gather import gather, in_folder, scratch_folder  # noqa: PLC0415 - numpy is not needed to plan
     from tuneport.core.data.judge import Findings  # noqa: PLC0415
+    from tuneport.core.data.limits import choose  # noqa: PLC0415
     from tuneport.core.data.overlap import find_overlap, judge_overlap  # noqa: PLC0415
 
     options = options or CheckOptions()
+    if options.count_tokens and not tokens_counted():
+        raise MissingExtraError("counting tokens needs bpe-openai", "tokens")
+    chosen = choose(options.models, options.providers, spec, method, options.today or date.today())
     opened = {part: _open(source, wanted, method, system_prompt, json_schema, options) for part, source in sources.items()}
     found: dict[Part, Gathered] = {}
     reports: dict[Part, CheckReport] = {}
@@ -154,7 +183,7 @@ def _check(
                 for other in PARTS[: PARTS.index(part)]:
                     if other in found:
                         judge_overlap(findings, part, other, found[part], find_overlap(found[part], found[other], near))
-            reports[part] = _report(part, opened[part], found[part], findings, wanted, method, system_prompt, options)
+            reports[part] = _report(part, opened[part], found[part], findings, wanted, method, system_prompt, options, chosen)
     return reports
 
 
@@ -214,6 +243,7 @@ def _report(
     method: Method,
     system_prompt: str | None,
     options: CheckOptions,
+    chosen: Chosen,
 ) -> CheckReport:
     from tuneport.core.data.judge import judge_personal, judge_rows, judge_size, judge_vendors  # noqa: PLC0415
     from tuneport.core.data.lengths import quantiles, vendor_fits  # noqa: PLC0415
@@ -243,10 +273,10 @@ def _report(
     if opened.format and tally.good:
         judge_size(findings, tally, method, part, facts)
         path = opened.source if isinstance(opened.source, str) and opened.source.endswith(".jsonl") else None
-        fits = vendor_fits(
-            low, high, rows=tally.rows, path=path, part=part, method=method, models=options.models, providers=options.providers
-        )
-        judge_vendors(findings, fits, chosen=bool(options.models or options.providers))
+        fits = vendor_fits(low, high, rows=tally.good, bad=tally.bad, path=path, part=part, method=method, offerings=chosen.offerings)
+        judge_vendors(findings, fits, chosen.severity, chosen.refusals if part == "train" else {})
+        if chosen.severity == "info":
+            fits = tuple(fit for fit in fits if fit.problems)  # limits that nobody asked for and nothing breaks
         if options.max_tokens and (over := int((high > options.max_tokens).sum())):
             surely = int((low > options.max_tokens).sum())
             lines = found.array("lines")[high > options.max_tokens][:5].tolist()
@@ -264,6 +294,7 @@ def _report(
         tokens=facts,
         lengths=quantiles(low, high),
         vendors=fits,
+        vendors_asked=chosen.severity != "info",
         answers=AnswerSummary(distinct=distinct, json_answers=tally.json_answers.count, labels=dict(tally.labels.most_common()))
         if tally.answered
         else None,
@@ -298,4 +329,5 @@ __all__ = [
     "VendorFit",
     "check_data",
     "check_files",
+    "check_spec",
 ]

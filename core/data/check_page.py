@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from tuneport.core.data.atomic import write_text
-from tuneport.core.data.check_report import CheckReport
+from tuneport.core.data.check_report import ROW_FAULTS, CheckReport
 
 _SHOWN_LABELS = 50
 
@@ -17,8 +17,11 @@ def verdict(reports: Sequence[CheckReport]) -> str:
     counts = {severity: sum(f.severity == severity for r in reports for f in r.findings) for severity in ("error", "warning", "info")}
     rows = sum(report.rows for report in reports)
     if counts["error"]:
-        kinds = f"{counts['error']} kind{'s' if counts['error'] > 1 else ''} of error"
-        return f"{rows:,} rows have {kinds}: mend them before training."
+        kinds = f"{counts['error']} kind{'s' if counts['error'] > 1 else ''}"
+        bad = sum(report.rows - report.good_rows for report in reports)
+        if bad and all(f.code in ROW_FAULTS for r in reports for f in r.findings if f.severity == "error"):
+            return f"{bad:,} of {rows:,} rows {'has' if bad == 1 else 'have'} faults of {kinds}: mend before training."
+        return f"Errors of {kinds} in {rows:,} rows: mend before training."
     if counts["warning"]:
         kinds = f"{counts['warning']} kind{'s' if counts['warning'] > 1 else ''} of warning"
         return f"{rows:,} rows can be trained on; {kinds} deserve{'' if counts['warning'] > 1 else 's'} a look first."
@@ -35,5 +38,5 @@ def render_page(reports: Sequence[CheckReport]) -> str:
 
 
 def write_page(path: str | Path, reports: Sequence[CheckReport]) -> None:
-    """Write the page, in one step. Raises DataError when the place cannot be written."""
+    """Write the page, in one step. Raises TuneportError when the place cannot be written."""
     write_text(Path(path), render_page(reports))

@@ -14,6 +14,12 @@ from tuneport.core.spec import Method
 Severity = Literal["error", "warning", "info"]
 
 
+ROW_FAULTS = frozenset(
+    {"malformed_row", "wrong_shape", "unknown_role", "role_order", "empty_turn", "last_turn", "bad_weight"}
+)
+"""Codes of faults that make a row a bad one (``CheckReport.rows`` less ``good_rows``)."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -77,7 +83,8 @@ class CheckReport(_Frozen):
     features: tuple[str, ...] = ()
     tokens: TokenFacts | None = None  # None without a good row, and when tokens were not counted
     lengths: tuple[Quantile, ...] = ()
-    vendors: tuple[VendorFit, ...] = ()
+    vendors: tuple[VendorFit, ...] = ()  # of the models asked for; where none was, only those whose limits the rows break
+    vendors_asked: bool = False  # whether models, providers or a spec were named
     answers: AnswerSummary | None = None  # None for raw text, for rft and without a good row
     languages: dict[str, int] = {}  # rows of the sample by language
     personal: dict[str, int] = {}  # pieces of personal data by kind

@@ -86,13 +86,37 @@ def parse_value(text: str) -> Any:
     try:
         value = STRICT.decode(text)
     except json.JSONDecodeError as error:
-        place = f"at position {error.pos + 1}" if error.lineno == 1 else f"at line {error.lineno}, column {error.colno} of the row"
-        raise JsonFault(f"{error.msg} {place}", "valid JSON") from None
+        raise invalid_json(error, f"at character {error.pos + 1}") from None
     except RecursionError:
         raise too_deep() from None
-    except ValueError as error:  # an integer of more digits than Python converts
-        raise JsonFault(str(error).split(";")[0], "a number of sane length") from None
+    except ValueError:  # an integer of more digits than Python converts
+        raise too_many_digits() from None
     return verified(value, text)
+
+
+_INVALID = {  # the messages of Python's json, in plain words; docs.python.org names none of them, so others are passed on
+    "Expecting value": "no value",
+    "Expecting ',' delimiter": "no ','",
+    "Expecting ':' delimiter": "no ':'",
+    "Expecting property name enclosed in double quotes": "no name in double quotes",
+    "Unterminated string starting at": "a text without end",
+    "Invalid control character at": "a bare line break or other control character",
+    "Invalid \\escape": "an unknown escape",
+    "Invalid \\uXXXX escape": "a broken \\u escape",
+    "Extra data": "more after the end of the object",
+    "Illegal trailing comma before end of object": "a comma before '}'",
+    "Illegal trailing comma before end of array": "a comma before ']'",
+}
+
+
+def invalid_json(error: json.JSONDecodeError, place: str = "") -> JsonFault:
+    """The fault that Python's parser met, without its wording. ``place`` says where in the row."""
+    return JsonFault(f"{_INVALID.get(error.msg, error.msg)} {place}".rstrip(), "valid JSON")
+
+
+def too_many_digits() -> JsonFault:
+    """The fault of a whole number longer than Python converts (4,300 digits)."""
+    return JsonFault("a number of thousands of digits", "a number of sane length")
 
 
 def too_deep() -> JsonFault:

@@ -7,7 +7,19 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from tuneport.core.data.json_rows import MAX_ROW_BYTES, STRICT, JsonFault, decode_utf8, kind_of, parse_object, shown, too_deep, verified
+from tuneport.core.data.json_rows import (
+    MAX_ROW_BYTES,
+    STRICT,
+    JsonFault,
+    decode_utf8,
+    invalid_json,
+    kind_of,
+    parse_object,
+    shown,
+    too_deep,
+    too_many_digits,
+    verified,
+)
 
 _CHUNK = 1 << 16
 _LENIENT = json.JSONDecoder()  # finds where a value ends when the strict decoder refuses its content
@@ -143,11 +155,11 @@ class _Text:
                     raise
             except json.JSONDecodeError as error:
                 if self._ended:
-                    raise JsonFault(error.msg, "valid JSON") from None
+                    raise invalid_json(error) from None
             except RecursionError:
                 raise too_deep() from None
-            except ValueError as error:
-                raise JsonFault(str(error).split(";")[0], "a number of sane length") from None
+            except ValueError:
+                raise too_many_digits() from None
             if len(self._buffer) - self._at > MAX_ROW_BYTES:
                 raise JsonFault("a longer or broken one", f"a row of valid JSON, at most {MAX_ROW_BYTES >> 20} MiB")
             self._more(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from tuneport.core.data.characters import KINDS, WHAT
 from tuneport.core.data.check_report import Finding, Severity, VendorFit
@@ -165,16 +165,18 @@ def _languages(findings: Findings, tally: Tally) -> None:
     odd = Hits()
     for hits in others.values():
         odd.merge(hits, 0)
-    message = f"several languages in a sample of {told:,} rows: mostly {most}, also {counts}; keep the mix that production has"
+    sample = f"{told:,} rows of the sample whose language is clear"
+    message = f"several languages in {sample}: mostly {most}, also {counts}; keep the mix that production has"
     findings.rows("mixed_languages", odd.count, sorted(odd.lines), "info", message)
 
 
 def judge_size(findings: Findings, tally: Tally, method: Method, part: Part, tokens: TokenFacts | None) -> None:
     """Compare the amount of data with what the method needs (field guide, section 3)."""
     rows = tally.good
+    good = "good " if tally.bad else ""  # beside the number of all rows, the number of good ones needs its name
     if part == "test":
         if rows < _TEST_ROWS:
-            message = f"{rows:,} test rows; 150 to 200 are usual (S2), 200 to 500 advised (S4): fewer cannot show small gains"
+            message = f"{rows:,} {good}test rows; 150 to 200 are usual (S2), 200 to 500 advised (S4): fewer cannot show small gains"
             findings.file("small_test_set", "warning", message, rows)
         return
     if part != "train":
@@ -185,16 +187,16 @@ def judge_size(findings: Findings, tally: Tally, method: Method, part: Part, tok
             findings.file("too_few_tokens", "warning", message, rows)
     elif method in PREFERENCE_METHODS:
         if rows < _PAIRS:
-            message = f"{rows:,} preference rows; 1,000 to 10,000 pairs are advised (S0), 5,000 to 20,000 for a domain (S4)"
+            message = f"{rows:,} {good}preference rows; 1,000 to 10,000 pairs are advised (S0), 5,000 to 20,000 for a domain (S4)"
             findings.file("too_few_rows", "warning", message, rows)
     elif rows < _ROWS_OVERFIT:
-        message = f"{rows:,} rows; fewer than 200 overfit (S2), fewer than 500 hardly generalise (S1, S4): try a better prompt first"
+        message = f"{rows:,} {good}rows; fewer than 200 overfit (S2), fewer than 500 hardly generalise (S1, S4): try a better prompt first"
         findings.file("too_few_rows", "warning", message, rows)
     elif rows < _ROWS_GENERALISE:
-        message = f"{rows:,} rows; enough to teach a format (S2), but fewer than 500 are unlikely to generalise (S1, S4)"
+        message = f"{rows:,} {good}rows; enough to teach a format (S2), but fewer than 500 are unlikely to generalise (S1, S4)"
         findings.file("too_few_rows", "info", message, rows)
     if rows > _ROWS_DIMINISH and method != "cpt":
-        message = f"{rows:,} rows; beyond 10,000 returns diminish (S1), and 1,000 curated rows beat 10,000 noisy ones (S0)"
+        message = f"{rows:,} {good}rows; beyond 10,000 returns diminish (S1), and 1,000 curated rows beat 10,000 noisy ones (S0)"
         findings.file("many_rows", "info", message, rows)
     _judge_classes(findings, _classes(tally))
 
@@ -240,13 +242,38 @@ def judge_personal(findings: Findings, personal: dict[str, Hits]) -> None:
         findings.rows(f"personal_{kind}", hits.count, sorted(set(hits.lines)), severity, message, hits.examples)
 
 
-def judge_vendors(findings: Findings, fits: Sequence[VendorFit], *, chosen: bool) -> None:
-    """Limits of the providers that were named (an error when the job would be refused), or of all (information)."""
+def judge_vendors(findings: Findings, fits: Sequence[VendorFit], severity: Severity, refusals: Mapping[str, str]) -> None:
+    """One finding for each provider whose limits the rows break, the one that breaks most of its models first.
+
+    ``severity`` is that of a job that would be refused; rows that may only be cut are no more than a warning.
+    ``refusals``: by provider, why it takes no such job at all.
+    """
+    for provider, reason in sorted(refusals.items()):
+        findings.file(f"vendor_limit_{provider}", severity, reason)
+    broken: dict[str, list[VendorFit]] = {}
+    models: Counter[str] = Counter()
     for fit in fits:
-        for problem in fit.problems:
-            refused = not problem.endswith("refused")  # rows or bytes out of bounds; long rows may only be cut
-            severity: Severity = "info" if not chosen else "error" if refused else "warning"
-            code = "vendor_limit" if refused else "long_rows"
-            models = ", ".join(fit.models[:3]) + (f" and {len(fit.models) - 3} more" if len(fit.models) > 3 else "")
-            where = " (the model's context; no limit for training is known)" if fit.limit_is_context and not refused else ""
-            findings.file(f"{code}_{fit.provider}", severity, f"{fit.provider}, {models}: {problem}{where}", max(fit.perhaps_over, 1))
+        models[fit.provider] += len(fit.models)
+        if fit.problems:
+            broken.setdefault(fit.provider, []).append(fit)
+    shares = {provider: sum(len(fit.models) for fit in bad) / models[provider] for provider, bad in broken.items()}
+    for provider in sorted(broken, key=lambda name: (-shares[name], name)):
+        bad = broken[provider]
+        refused = [problem for fit in bad for problem in fit.problems if not problem.endswith("refused")]
+        alike: dict[tuple[str, bool], list[str]] = {}
+        for fit in bad:
+            for problem in fit.problems:
+                alike.setdefault((problem, fit.limit_is_context and problem not in refused), []).extend(fit.models)
+        ordered = sorted(alike.items(), key=lambda item: (-len(item[1]), item[0]))
+        told = [f"{problem} ({_models(names, models[provider], context)})" for (problem, context), names in ordered]
+        more = f"; and {len(told) - 2} more" if len(told) > 2 else ""
+        grade: Severity = "warning" if severity == "error" and not refused else severity
+        code = "vendor_limit" if refused else "long_rows"
+        findings.file(f"{code}_{provider}", grade, f"{provider}: {'; '.join(told[:2])}{more}", max(*(fit.perhaps_over for fit in bad), 1))
+
+
+def _models(names: Sequence[str], of: int, context: bool) -> str:
+    """Some models, out of so many of the provider's. ``context``: the limit is their context."""
+    few = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    which = f"all {of} models" if len(names) == of and of > 3 else few
+    return f"{which}; the model's context, no limit for training is known" if context else which

@@ -17,7 +17,8 @@ import yaml
 UNCLEAR = "unclear"
 
 _WORD = re.compile(r"[^\W\d_]+")
-_SHORTEST = 12  # letters; below that nobody can tell
+_SHORTEST = 20  # letters; below that nobody can tell
+_FEWEST = 3  # different stop words that a language needs: one letter said twice ("a", "i") is a word of many languages
 _LONGEST = 600  # characters looked at
 _MARGIN = 1.25  # by how much the best language must beat the next
 
@@ -61,11 +62,11 @@ def language_of(text: str) -> str:
         return UNCLEAR
     stop_words = _languages_of()
     votes: Counter[str] = Counter()
-    for word in words:
+    for word in set(words):
         for language in stop_words.get(word, ()):
             votes[language] += 1
     best = votes.most_common(2)
-    if not best or best[0][1] < 2 or best[0][1] * 12 < len(words) or (len(best) > 1 and best[0][1] < _MARGIN * best[1][1]):
+    if not best or best[0][1] < _FEWEST or best[0][1] * 12 < len(set(words)) or (len(best) > 1 and best[0][1] < _MARGIN * best[1][1]):
         return UNCLEAR
     return best[0][0]
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tuneport.core.catalogue import Offering, load_catalogue
+from tuneport.core.catalogue import Offering
 from tuneport.core.data.check_report import Quantile, VendorFit
 from tuneport.core.data.split import Part
 from tuneport.core.spec import PREFERENCE_METHODS, Method
@@ -33,31 +33,23 @@ def vendor_fits(
     high: NDArray[np.float32],
     *,
     rows: int,
+    bad: int,
     path: str | None,
     part: Part,
     method: Method,
-    models: Collection[str] = (),
-    providers: Collection[str] = (),
+    offerings: Iterable[Offering],
 ) -> tuple[VendorFit, ...]:
     """One entry for each provider and set of limits; models with the same limits stand together.
 
-    ``low`` and ``high`` bound the tokens of each row (empty: not counted). ``models`` (catalogue names or vendor ids) and
-    ``providers`` narrow the list. Limits on rows and size are for the train and validation parts, never for the test.
+    ``low`` and ``high`` bound the tokens of each row (empty: not counted). ``rows`` counts the good ones, ``bad`` the others.
+    Limits on rows and size are for the train and validation parts, never for the test.
     """
-    catalogue = load_catalogue()
-    wanted = {catalogue.name_of(model) or model for model in models}
     groups: dict[tuple[Any, ...], list[Offering]] = {}
-    for offering in catalogue.models():
-        if providers and offering.provider not in providers:
-            continue
-        if wanted and offering.model not in wanted and offering.vendor_id not in wanted:
-            continue
-        if offering.methods is not None and method not in offering.methods:
-            continue
+    for offering in offerings:
         groups.setdefault((offering.provider, *_limits(offering, method, part)), []).append(offering)
     size = Path(path).stat().st_size / 1e6 if path else None
     ordered = sorted(groups.items(), key=lambda item: str(item[0]))
-    return tuple(_fit(key, offerings, low, high, rows, size, part) for key, offerings in ordered)
+    return tuple(_fit(key, offerings, low, high, rows, "good " if bad else "", size, part) for key, offerings in ordered)
 
 
 def _limits(offering: Offering, method: Method, part: Part) -> tuple[int | None, bool, int | None, int | None, float | None]:
@@ -71,19 +63,22 @@ def _limits(offering: Offering, method: Method, part: Part) -> tuple[int | None,
     return tokens, not known and tokens is not None, limits.get("min_rows"), most, space
 
 
-def _fit(key: tuple[Any, ...], offerings: list[Offering], low: Any, high: Any, rows: int, size: float | None, part: Part) -> VendorFit:
+def _fit(
+    key: tuple[Any, ...], offerings: list[Offering], low: Any, high: Any, rows: int, good: str, size: float | None, part: Part
+) -> VendorFit:
     provider, tokens, is_context, least, most, space = key
     problems = []
     if part == "train" and least is not None and rows < least:
-        problems.append(f"{rows:,} rows; at least {least:,} are needed")
+        problems.append(f"{rows:,} {good}row{'' if rows == 1 else 's'}; at least {least:,} are needed")
     if part == "train" and most is not None and rows > most:
-        problems.append(f"{rows:,} rows; at most {most:,} are taken")
+        problems.append(f"{rows:,} {good}rows; at most {most:,} are taken")
     if part != "test" and space is not None and size is not None and size > space:
         problems.append(f"{size:,.0f} MB; at most {space:,.0f} are taken")
     surely, perhaps = (int(np.count_nonzero(values > tokens)) if tokens else 0 for values in (low, high))
     if perhaps:
         count = f"{surely:,}" if surely == perhaps else f"{surely:,} to {perhaps:,}"
-        problems.append(f"{count} rows exceed {tokens:,} tokens and would be cut or refused")
+        exceed = "row exceeds" if perhaps == 1 else "rows exceed"
+        problems.append(f"{count} {exceed} {tokens:,} tokens and would be cut or refused")
     source = offerings[0].limits_source or offerings[0].source
     return VendorFit(
         provider=provider,

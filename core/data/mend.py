@@ -30,12 +30,22 @@ _LISTS = ("messages", "prompt", "completion", "chosen", "rejected", "preferred_o
 
 
 class Mender:
-    """Mends records and counts the rows that each mend changed. ``answered``: the method learns from answers."""
+    """Mends records and counts the rows that each mend changed. ``answered``: the method learns from answers.
+
+    ``forget`` takes the mends of the last record back, for a row that is rejected all the same: a row has one fate.
+    """
 
     def __init__(self, mends: tuple[Mend, ...] = MENDS, *, answered: bool = True) -> None:
         self._mends = frozenset(mends)
         self._answered = answered
         self.counts: Counter[Mend] = Counter()
+        self._last: set[Mend] = set()
+
+    def forget(self) -> None:
+        """Count nothing for the last record."""
+        self.counts.subtract(self._last)
+        self.counts += Counter()  # drops what is zero
+        self._last = set()
 
     def mend(self, value: dict[str, Any]) -> dict[str, Any]:
         """The record mended; the given one is not changed."""
@@ -59,6 +69,7 @@ class Mender:
             if turns is not None:
                 record["input"] = {**record["input"], "messages": self._turns(turns, done, whole=False)}
         self.counts.update(done)
+        self._last = done
         return record
 
     def _text(self, text: str, done: set[Mend]) -> str:
@@ -77,18 +88,16 @@ class Mender:
 
     def _turns(self, turns: list[dict[str, Any]], done: set[Mend], *, whole: bool) -> list[dict[str, Any]]:
         mended: list[dict[str, Any]] = []
+        # Without its only answer a row teaches nothing: the empty turn stays, and is the row's fault.
+        silent = whole and self._answered and all(_empty(turn) for turn in turns if self._role(turn) == "assistant")
         for old in turns:
             turn = dict(old)
-            role = turn.get("role")
-            if "roles" in self._mends and isinstance(role, str) and role.strip().lower() != role:
-                turn["role"] = role.strip().lower()
-                done.add("roles")
-            if "roles" in self._mends and turn.get("role") in _ROLES:
-                turn["role"] = _ROLES[turn["role"]]
+            if (role := self._role(turn)) != turn.get("role"):
+                turn["role"] = role
                 done.add("roles")
             if isinstance(turn.get("content"), str):
                 turn["content"] = self._text(turn["content"], done)
-            if "empty-turns" in self._mends and _empty(turn) and len(turns) > 1:
+            if "empty-turns" in self._mends and _empty(turn) and len(turns) > 1 and not (silent and turn.get("role") == "assistant"):
                 done.add("empty-turns")
                 continue
             if "joined-turns" in self._mends and mended and _joinable(mended[-1], turn):
@@ -101,6 +110,14 @@ class Mender:
                 mended.pop()
                 done.add("unanswered")
         return mended
+
+    def _role(self, turn: dict[str, Any]) -> Any:
+        """The turn's role, under its usual name."""
+        role = turn.get("role")
+        if "roles" not in self._mends or not isinstance(role, str):
+            return role
+        plain = role.strip().lower()
+        return _ROLES.get(plain, plain)
 
 
 def _listed(value: Any) -> list[dict[str, Any]] | None:

@@ -55,7 +55,11 @@ class MendedRows:
                 yield [record]
                 continue
             row = self._normaliser.row(Record(record.line, self.mender.mend(record.value)))
-            yield self._with_prompt(row) if isinstance(row, Row) else row
+            if isinstance(row, Row):
+                yield self._with_prompt(row)
+            else:
+                self.mender.forget()
+                yield row
 
     def _with_prompt(self, row: Row) -> Row:
         if not self._options.replace_system_prompt or not row.messages:

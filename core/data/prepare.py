@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tuneport.core.data.atomic import replacing, write_text
-from tuneport.core.data.card import DataCard, InputFile, OutputFile, PartSummary
+from tuneport.core.data.card import CARDS, DataCard, InputFile, OutputFile, PartSummary
 from tuneport.core.data.convert import OWN_FORMAT, InexpressibleError, plain_value, records_of
 from tuneport.core.data.decide import Decision, decide
+from tuneport.core.data.folder import leftovers, make_folder
 from tuneport.core.data.gather import OnProgress, scratch_folder
 from tuneport.core.data.hub_rows import Source, source_name
 from tuneport.core.data.mend import MENDS, WHAT, Mend
@@ -33,12 +35,13 @@ from tuneport.core.data.select import class_counts, ranks, sample, spread
 from tuneport.core.data.split import PARTS
 from tuneport.core.data.tally import row_contents
 from tuneport.core.data.writers import Writer, json_text, open_writer
-from tuneport.core.errors import DataError, UsageError
+from tuneport.core.errors import DataError, TuneportError, UsageError
 from tuneport.core.spec import DataFormat, Method
 
 Converter = Callable[[Row], dict[str, Any]]
 """Makes a provider's record of a row, or raises DataError with the reason (``tuneport.providers.*.records.RECORDS``)."""
 
+FileType = Literal["jsonl", "jsonl.gz", "jsonl.zst", "json", "json.gz", "json.zst", "csv", "csv.gz", "csv.zst", "parquet"]
 Share = Annotated[float, Field(ge=0, lt=0.5)]
 
 
@@ -50,7 +53,7 @@ class PrepareOptions(BaseModel):
     method: Annotated[Method, Field(description="Method that the rows are for.")] = "sft"
     format: Annotated[DataFormat, Field(description="Row format of the input; auto detects it.")] = "auto"
     to: Annotated[RowFormat | None, Field(description="Row format to write; by default the one that carries everything.")] = None
-    file_type: Annotated[str, Field(pattern=r"^(jsonl|json|csv)(\.(gz|zst))?$|^parquet$", description="Kind of file to write.")] = "jsonl"
+    file_type: Annotated[FileType, Field(description="Kind of file to write.")] = "jsonl"
     shapes: Annotated[tuple[str, ...], Field(description="Providers' record shapes to write as well.")] = ()
     mends: Annotated[tuple[Mend, ...], Field(description="Mends to try on each row.")] = MENDS
     system_prompt: Annotated[str | None, Field(description="Production system prompt, put before rows that have none.")] = None
@@ -89,6 +92,26 @@ class PrepareOptions(BaseModel):
         return self
 
 
+def options_of(given: Mapping[str, Any], spelled: Callable[[str], str] = "`{}`".format) -> PrepareOptions:
+    """Options from plain values. Raises UsageError in one sentence for the first that is wrong; ``spelled`` says an option's name."""
+    try:
+        return PrepareOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = spelled(str(first["loc"][0])) if first["loc"] else ""
+        match first["type"]:
+            case "literal_error":
+                known = first["ctx"]["expected"].replace("'", "")
+                raise UsageError(f"{name} {first['input']!r} is not known", fix=f"choose one of {known}") from None
+            case "extra_forbidden":
+                raise UsageError(f"there is no option {name}", fix=f"choose from {', '.join(PrepareOptions.model_fields)}") from None
+            case "value_error":  # our own words, with names of options in back quotes
+                said = re.sub(r"`(\w+)`", lambda option: spelled(option[1]), str(first["ctx"]["error"]))
+                raise UsageError(said) from None
+        wanted = first["msg"].removeprefix("Input ")
+        raise UsageError(f"{name} {first['input']!r} is out of bounds", fix=f"it {wanted}") from None
+
+
 def prepare(
     source: Source,
     out: str | Path,
@@ -99,21 +122,25 @@ def prepare(
 ) -> DataCard:
     """Prepare a file or dataset: writes the parts, rejected.jsonl, review.csv, card.json and card.md into the folder ``out``.
 
-    ``converters`` are the providers' record shapes by name. Raises UsageError for options that do not fit, DataError when the source
-    cannot be read, holds no good row, or the folder cannot be written, and MissingExtraError when a step needs an extra.
+    ``converters`` are the providers' record shapes by name. Files of an earlier run that lie there are replaced.
+    Raises UsageError for options that do not fit, or an output folder with files of other origin, DataError when the source
+    cannot be read, holds no good row, or none that can be written as asked, MissingExtraError when a step needs an extra, and
+    TuneportError when the folder cannot be written.
     """
     folder = Path(out)
     converters = converters or {}
     _check_places(source, folder, options, converters)
+    earlier = leftovers(folder)
+    make_folder(folder)
     with scratch_folder() as scratch:
         rows = MendedRows(source, options)
         redactor = _redactor(options)
         decision = decide(rows, options, redactor, scratch, on_progress)
-        card = _Output(rows, options, decision, redactor, folder, converters, on_progress).write()
+        card = _Output(rows, options, decision, redactor, folder, earlier, converters, on_progress).write()
     if redactor is not None and options.redaction_map:
         redactor.write_map(Path(options.redaction_map))
-    write_text(folder / "card.md", card.markdown())
-    write_text(folder / "card.json", card.model_dump_json(indent=2) + "\n")
+    write_text(folder / CARDS[1], card.markdown())
+    write_text(folder / CARDS[0], card.model_dump_json(indent=2) + "\n")
     return card
 
 
@@ -123,6 +150,9 @@ def _check_places(source: Source, folder: Path, options: PrepareOptions, convert
         raise UsageError(f"there is no record shape {unknown[0]!r}", fix=f"choose from: {known}")
     if options.redaction_map and Path(options.redaction_map).resolve().is_relative_to(folder.resolve()):
         raise UsageError("the redaction map would lie beside the redacted data", fix="keep it apart: name a file outside the output folder")
+    if options.redaction_map and not Path(options.redaction_map).parent.is_dir():
+        what = f"{options.redaction_map} cannot be written: its folder does not exist"
+        raise TuneportError(what, fix="make it first, or name another")
     for given in (source, options.mix, *options.exclude):
         if isinstance(given, str) and Path(given).resolve().parent == folder.resolve():
             raise UsageError(f"{given} lies in the output folder, whose files are replaced", fix="choose another output folder")
@@ -149,11 +179,12 @@ class _Output:
         decision: Decision,
         redactor: Redactor | None,
         folder: Path,
+        earlier: Sequence[Path],
         converters: Mapping[str, Converter],
         on_progress: OnProgress | None,
     ) -> None:
         self.rows, self.options, self.decision, self.redactor = rows, options, decision, redactor
-        self.folder, self.converters, self.on_progress = folder, converters, on_progress
+        self.folder, self.earlier, self.converters, self.on_progress = folder, earlier, converters, on_progress
         self.shape = options.to or OWN_FORMAT[rows.kind]
         self.refused: dict[str, Counter[str]] = {}
         self.notes: Counter[str] = Counter()
@@ -172,8 +203,22 @@ class _Output:
             rejected = stack.enter_context(replacing(self.folder / "rejected.jsonl"))
             review = _Review(stack, self.folder) if self.options.review else None
             self._pass(files, rejected, review)
+            self._refuse_empty([pair for code in parts for pair in files[code]])
+            replaced = {writer.path.name for pairs in files.values() for _, writer in pairs} | {"rejected.jsonl"}
+            for path in self.earlier:  # the card first: where one stands, all that it names is whole
+                if path.name not in replaced:
+                    path.unlink(missing_ok=True)
         written = [pair for code in parts for pair in files[code]]
         return self._card(parts, written)
+
+    def _refuse_empty(self, files: list[tuple[str, Writer]]) -> None:
+        """Raise DataError, so that nothing is written, where a file would have no row."""
+        for shape, writer in files:
+            if writer.rows == 0:
+                refused = self.refused.get(writer.path.name, Counter())
+                why = "; ".join(f"{count:,} × {reason}" for reason, count in refused.most_common(3))
+                what = f"none of the {sum(refused.values()):,} rows for {writer.path.name} can be written as {shape} ({why})"
+                raise DataError(what, fix="choose a format that can carry them; nothing was written")
 
     def _pass(self, files: dict[int, list[tuple[str, Writer]]], rejected: Any, review: _Review | None) -> None:
         decision = self.decision
@@ -289,6 +334,7 @@ class _Output:
             mixed_in=self.mixed,
             parts=tuple(summaries),
             files=tuple(files),
+            aside={name: sha256_of(str(self.folder / name)) for name in ("rejected.jsonl", *(["review.csv"] if options.review else []))},
             notes=(*decision.notes, *sorted(self.notes), *([general] if general else [])),
         )
 

@@ -23,7 +23,7 @@ from tuneport.core.data.hub_rows import HubDataset, Source, hub_rows, source_nam
 from tuneport.core.data.json_rows import MAX_ROW_BYTES, JsonFault, decode_utf8, parse_object
 from tuneport.core.data.json_stream import looks_like_lines, stream_objects
 from tuneport.core.data.parquet_rows import parquet_rows
-from tuneport.core.errors import DataError, Fault
+from tuneport.core.errors import DataError, Fault, UsageError
 
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 """File name endings that are read, and the kind of file each means. All but Parquet may be followed by .gz or .zst."""
@@ -141,6 +141,8 @@ def unreadable(path: str, error: Exception) -> DataError:
 
 def _head(path: str) -> bytes:
     """The first bytes of a regular, non-empty file."""
+    if path == "-":
+        raise UsageError("standard input is not read: rows are read more than once", fix="write them to a file first and name it")
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISDIR(mode):
@@ -175,6 +177,11 @@ def _refuse_foreign(path: str, head: bytes) -> None:
             raise DataError(f"{path} is {what}, not UTF-8 text", fix=fix)
     if head.count(0) * 4 > len(head):  # UTF-16 without a mark has a NUL in every second byte of Latin text
         raise DataError(f"{path} is binary or UTF-16 text, not UTF-8", fix="save it as UTF-8")
+    text = head.decode("utf-8", "replace")
+    controls = sum(character < " " and character not in "\t\n\r\f\b\0" for character in text)
+    # Text in an older encoding has bytes that are no UTF-8 too, but hardly ever control characters; bytes at random have one in ten.
+    if controls * 50 > len(text) and (controls + text.count("\ufffd")) * 3 > len(text):
+        raise DataError(f"{path} is no text file: most of its first bytes are no text", fix="check that it is the file you meant")
 
 
 class Line(NamedTuple):

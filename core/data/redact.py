@@ -97,7 +97,7 @@ class Redactor:
         return {name: value for (_, value), name in self._names.items()}
 
     def write_map(self, path: Path) -> None:
-        """Write the map as JSON, readable by this user only. Raises DataError when the place cannot be written."""
+        """Write the map as JSON, readable by this user only. Raises TuneportError when the place cannot be written."""
         write_text(path, json.dumps(self.map, ensure_ascii=False, indent=1) + "\n", private=True)
 
 

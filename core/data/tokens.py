@@ -66,6 +66,11 @@ def count_tokens(text: str) -> int:
     return count(text) if count else math.ceil(len(text) / _CHARACTERS_PER_TOKEN)
 
 
+def tokens_counted() -> bool:
+    """Whether tokens can be counted with o200k_base: whether the extra "tokens" is there."""
+    return _o200k() is not None
+
+
 def tokenizer_name() -> str:
     """What ``count_tokens`` counts with: "o200k_base", or that it is an estimate."""
     return _O200K if _o200k() else _ESTIMATE

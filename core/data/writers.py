@@ -54,7 +54,7 @@ class Writer:
 def open_writer(path: Path) -> Iterator[Writer]:
     """A new file of the kind that its name says, which takes its place when the block ends well.
 
-    Raises UsageError for a name of no known kind, MissingExtraError when writing needs an extra, DataError when the disk refuses.
+    Raises UsageError for a name of no known kind, MissingExtraError when writing needs an extra, TuneportError when the disk refuses.
     """
     kind = SUFFIXES.get(content_suffix(str(path)))
     packing = packing_of(str(path))
