@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError
 from tuneport.core.provider import ChatReply, ChatRequest
-from tuneport.core.retry import retrying, verdict
+from tuneport.core.retry import LONGEST_RATE_LIMIT_S, retrying, verdict
 
 T = TypeVar("T")
 
@@ -24,6 +24,8 @@ CONCURRENCY = 8
 """Requests at once, unless the caller says otherwise: what the smallest accounts of all vendors bear."""
 ATTEMPTS = 8
 """More than for other calls: with many requests on their way, a single one may meet several faults."""
+ROUNDS = 4
+"""So many times as many tries while the service only asks to wait: until the pace is found, one request may be put off often."""
 
 
 class Pace:
@@ -108,9 +110,18 @@ def ask_all(
             raise ProviderError("nobody waits for the answer any more", retry="no")
         return pace.run(lambda: ask(request))
 
+    def patiently(request: ChatRequest) -> ChatReply:
+        for _ in range(ROUNDS - 1):
+            try:
+                return retrying(lambda: once(request), attempts=attempts, sleep=rest)
+            except ProviderError as error:
+                if error.retry != "rate_limit" or (error.retry_after or 0) > LONGEST_RATE_LIMIT_S:
+                    raise
+        return retrying(lambda: once(request), attempts=attempts, sleep=rest)
+
     def answer(request: ChatRequest) -> ChatReply | BaseException:
         try:
-            return retrying(lambda: once(request), attempts=attempts, sleep=rest)
+            return patiently(request)
         except TuneportError as error:
             return error if isinstance(error, (CredentialsError, *fatal)) else ChatReply(request.id, "", error=str(error))
         except BaseException as error:  # noqa: BLE001 -- raised again where the replies are read

@@ -1,9 +1,10 @@
 """A chat-completions service on loopback, for measuring the measurer: an event loop of its own process, so that it shares no GIL.
 
-    python tests/chat_server.py DELAY_S FAILING_SHARE LOG      prints its port, then serves until stdin closes
+    python tests/chat_server.py DELAY_S FAILING_SHARE MOST LOG      prints its port, then serves until stdin closes
 
 Each question is answered DELAY_S seconds after it came, with its own last word. FAILING_SHARE of the questions fail at first, by a
-hash of the question: once with 429 and Retry-After, or once with 500, or with both in turn. Every answer given is a line of LOG.
+hash of the question: once with 429 and Retry-After, or once with 500, or with both in turn. With MOST above 0, a request beyond so
+many at once gets 429. Every answer given is a line of LOG.
 A model named "broken" answers everything with "?", one named "half" about half of it.
 With ``"stream": true`` the answer comes as server-sent events, its first token after half the delay.
 """
@@ -37,11 +38,11 @@ class ChatServer:
 
 
 @contextlib.contextmanager
-def chat_server(folder: Path, *, delay: float = 0.0, failing: float = 0.0) -> Iterator[ChatServer]:
+def chat_server(folder: Path, *, delay: float = 0.0, failing: float = 0.0, most: int = 0) -> Iterator[ChatServer]:
     """Serve in a process of its own until the block ends."""
     log = folder / "answered.jsonl"
     log.touch()
-    command = [sys.executable, __file__, str(delay), str(failing), str(log)]
+    command = [sys.executable, __file__, str(delay), str(failing), str(most), str(log)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdin is not None
         try:
@@ -53,8 +54,8 @@ def chat_server(folder: Path, *, delay: float = 0.0, failing: float = 0.0) -> It
 
 
 class _Service:
-    def __init__(self, delay: float, failing: float, log: Path) -> None:
-        self.delay, self.failing = delay, failing
+    def __init__(self, delay: float, failing: float, most: int, log: Path) -> None:
+        self.delay, self.failing, self.most, self.running = delay, failing, most, 0
         self.log = log.open("a", encoding="utf-8")
         self.met: Counter[str] = Counter()
 
@@ -66,6 +67,16 @@ class _Service:
         writer.close()
 
     async def _answer(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        if self.most and self.running >= self.most:
+            writer.write(_response(b"429 No", json.dumps({"error": {"message": "too many at once"}}).encode(), b"retry-after-ms: 20\r\n"))
+            return
+        self.running += 1
+        try:
+            await self._admitted(body, writer)
+        finally:
+            self.running -= 1
+
+    async def _admitted(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         question = body["messages"][-1]["content"]
         self.met[question] += 1
         await asyncio.sleep(self.delay / 2)
@@ -121,8 +132,8 @@ def _chunk(content: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(content), content)
 
 
-async def _main(delay: str, failing: str, log: str) -> None:
-    service = _Service(float(delay), float(failing), Path(log))
+async def _main(delay: str, failing: str, most: str, log: str) -> None:
+    service = _Service(float(delay), float(failing), int(most), Path(log))
     server = await asyncio.start_server(service.serve, "127.0.0.1", 0, backlog=1024)
     print(server.sockets[0].getsockname()[1], flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)  # the parent is done, or gone

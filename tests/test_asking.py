@@ -38,6 +38,18 @@ def test_random_429_and_500_lose_and_double_nothing(tmp_path: Path, monkeypatch:
     assert answered == Counter(f"say {i}" for i in range(300)), "each question was answered, and paid, once"
 
 
+def test_a_service_that_bears_three_at_once_answers_everything_however_many_are_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key-for-loopback")
+    with chat_server(tmp_path, delay=0.01, most=3) as server:
+        provider = OpenAIProvider(OpenAIOptions(base_url=server.url))
+        replies = list(provider.chat("m", questions(150), concurrency=48))
+        answered = Counter(server.answered())
+    assert [reply.error for reply in replies if reply.error] == []
+    assert answered == Counter(f"say {i}" for i in range(150))
+
+
 def test_streams_give_the_same_answer_and_the_time_to_its_first_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "key-for-loopback")
     with chat_server(tmp_path, delay=0.1) as server:
