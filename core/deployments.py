@@ -83,10 +83,20 @@ class Deployments:
         the provider's error: it has then ended as *refused* if that proves that nothing was made, else it stays resumable.
         """
         job = self._ledger.get(job_id)
-        self.check_budget(job, plan, ttl_s)
         deployer = self._deployer(job)
+        self.check_budget(job, plan, ttl_s)
         self.reconcile()
         self.sweep()
+        with self._ledger.claim(f"deploy-{job_id}") as alone:  # two at once could each find the same money left
+            if alone is None:
+                fix = "wait for it, then see: tuneport deployments"
+                raise UsageError(f"another process is deploying job {job_id} at this moment", fix=fix)
+            self.check_budget(job, plan, ttl_s)
+            return self._deploy(job_id, plan, deployer, ttl_s, on)
+
+    def _deploy(
+        self, job_id: str, plan: DeploymentPlan, deployer: Deployer, ttl_s: float | None, on: str | None
+    ) -> DeploymentRecord:
         while True:
             deployment_id = new_deployment_id()
             with self._ledger.claim(deployment_id) as held:  # before the intent is visible
@@ -106,7 +116,7 @@ class Deployments:
         spent = self._spent(job)
         left = limit - spent
         hours = max(left, 0.0) / price.high
-        if ttl_s is None and not plan.committed_hours:
+        if ttl_s is None:
             raise BudgetError(
                 f"a deployment that costs up to {price.high:.2f} USD an hour without an end exceeds any budget.max_usd ({limit:g} USD)",
                 fix=f"add --ttl: {left:.2f} USD are left, which is {hours:.1f} h" if left > 0 else "raise budget.max_usd",

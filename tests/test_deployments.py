@@ -94,6 +94,16 @@ def test_when_its_time_is_up_any_next_start_takes_it_down(bench: Bench) -> None:
     assert [one.id for one in deployments.latest()] == [long.id]
 
 
+def test_two_cannot_spend_the_same_money_at_once(bench: Bench) -> None:
+    job_id = trained(bench, max_usd=20)
+    with bench.ledger.claim(f"deploy-{job_id}") as held:
+        assert held is not None
+        with pytest.raises(UsageError, match="another process is deploying"):
+            deployed(bench, job_id, ttl_s=HOUR)
+    assert bench.vendor.deployments == []
+    assert deployed(bench, job_id, ttl_s=HOUR).state is DeploymentState.DEPLOYING
+
+
 def test_a_watch_of_jobs_keeps_the_time_of_deployments(bench: Bench) -> None:
     record = deployed(bench, trained(bench), ttl_s=90)
     bench.vendor.script = ["waiting"] * 40 + ["done"]
