@@ -177,7 +177,9 @@ def read_schema(path: Path | None) -> Mapping[str, Any] | None:
 
     try:
         schema = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"the JSON Schema {path} cannot be read ({error.strerror})", fix="check the path") from None
+    except ValueError as error:
         raise UsageError(f"{path} holds no JSON Schema ({error})", fix="give a JSON file") from None
     if not isinstance(schema, dict):
         raise UsageError(f"{path} holds no JSON Schema", fix="give a JSON object")

@@ -334,6 +334,7 @@ def test_options_are_refused_in_one_plain_sentence() -> None:
         ({"file_type": "xml"}, "--file-type 'xml' is not known; choose one of jsonl, jsonl.gz"),
         ({"dedupe": "x"}, "--dedupe 'x' is not known; choose one of none, exact or near"),
         ({"by": "time"}, "a split by time needs --column"),
+        ({"by": "hard"}, "--by is set, but nothing is held out; set --test"),
         ({"near": 3}, "--near 3 is out of bounds; it should be less than or equal to 1"),
         ({"dedup": "near"}, "there is no option --dedup; choose from method"),
     ):
@@ -357,6 +358,11 @@ def test_a_crash_leaves_the_old_files(tmp_path: Path) -> None:
 def test_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no record shape"):
         run(tmp_path, CLASSES[:3], shapes=("nobody-chat",))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="is a file, not a folder"):
+        run(tmp_path, CLASSES[:3], out="file")
+    with pytest.raises(TuneportError, match="none does not exist"):
+        run(tmp_path, CLASSES[:3], out="none/out")
     with pytest.raises(UsageError, match="lies in the output folder"):
         prepare(write(tmp_path / "t.jsonl", CLASSES[:3]), tmp_path, PrepareOptions())
     with pytest.raises(DataError, match="no good row"):

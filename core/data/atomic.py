@@ -46,6 +46,6 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> TuneportError:
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and not path.parent.exists():
         return TuneportError(f"{path} cannot be written: the folder {path.parent} does not exist", fix="make it first, or name another")
     return TuneportError(f"{path} cannot be written ({error.strerror or error})", fix="choose another folder, or free space")

@@ -46,9 +46,11 @@ def _card(folder: Path) -> DataCard | None:
 
 def make_folder(folder: Path) -> None:
     """Make the folder where it is missing, but not those above it. Raises TuneportError where that fails."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, not a folder", fix="choose another output folder")
+    if not folder.parent.is_dir():
+        raise TuneportError(f"{folder} cannot be made: {folder.parent} does not exist", fix="make it first, or name another")
     try:
         folder.mkdir(exist_ok=True)
-    except FileNotFoundError:
-        raise TuneportError(f"{folder} cannot be made: {folder.parent} does not exist", fix="make it first, or name another") from None
     except OSError as error:
         raise TuneportError(f"{folder} cannot be made ({error.strerror})", fix="choose another output folder") from error

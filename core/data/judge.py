@@ -190,7 +190,8 @@ def judge_size(findings: Findings, tally: Tally, method: Method, part: Part, tok
             message = f"{rows:,} {good}preference rows; 1,000 to 10,000 pairs are advised (S0), 5,000 to 20,000 for a domain (S4)"
             findings.file("too_few_rows", "warning", message, rows)
     elif rows < _ROWS_OVERFIT:
-        message = f"{rows:,} {good}rows; fewer than 200 overfit (S2), fewer than 500 hardly generalise (S1, S4): try a better prompt first"
+        message = f"{rows:,} {good}row{'' if rows == 1 else 's'}; fewer than 200 overfit (S2), fewer than 500 hardly generalise (S1, S4): "
+        message += "try a better prompt first"
         findings.file("too_few_rows", "warning", message, rows)
     elif rows < _ROWS_GENERALISE:
         message = f"{rows:,} {good}rows; enough to teach a format (S2), but fewer than 500 are unlikely to generalise (S1, S4)"

@@ -85,6 +85,8 @@ class PrepareOptions(BaseModel):
     def _agree(self) -> PrepareOptions:
         if self.by in ("group", "time") and self.column is None:
             raise ValueError(f"a split by {self.by} needs `column`")
+        if self.by != "random" and not self.validation + self.test:
+            raise ValueError("`by` is set, but nothing is held out; set `test`")
         if self.redaction_map and not self.redact:
             raise ValueError("`redaction_map` is set, but `redact` names nothing")
         if self.replace_system_prompt and not self.system_prompt:
