@@ -489,7 +489,10 @@ def _general(
         raise UsageError("a loss in general ability shows only against the base model", fix="measure it first: tuneport baseline")
     suite = general_suite(rows)
     base = next((arm for arm in prompted if arm.provider == tuned.provider.name), prompted[0])
-    place, model, scope = _place(spec, base.provider, base.model, None, None)
+    if base.provider == tuned.provider.name:  # also the same address
+        place, model, scope = tuned.provider, base.model, tuned.scope
+    else:
+        place, model, scope = _place(spec, base.provider, base.model, None, None)
     found = [
         _run_arm(console, suite, asking, settings, purse)
         for asking in (
