@@ -4,7 +4,8 @@
 
 The service runs in a process of its own (``chat_server``). Each side answers the same questions once, from the first call to the last
 score; the runner also keeps every answer on disk. A row is (what, seconds, ratio to the bare loop, limit as a ratio). inspect-ai
-is a dependency of this comparison only; without it, it is left out and said so. The last part injects 429 and 500 and counts what was lost
+is a dependency of this comparison only (0.3.285 pulls older boto3 and fsspec in; reinstall the pinned ones afterwards, it runs with them);
+without it, it is left out and said so. The last part injects 429 and 500 and counts what was lost
 or answered twice.
 """
 
