@@ -84,6 +84,7 @@ class LocalOptions(Options):
         bool | None, Field(description="Stop when the validation loss rises while the training loss falls; on by default.")
     ] = None
     virtual_tokens: Annotated[int | None, Field(ge=1, le=1024, description="Virtual tokens of prefix and prompt tuning.")] = None
+    gpu_memory_gib: Annotated[float | None, Field(gt=0, description="The most GPU memory that training may take, for a shared GPU.")] = None
     gpu_usd_per_hour: Annotated[float | None, Field(ge=0, description="What an hour of this machine costs you, for estimates.")] = None
 
 

@@ -98,6 +98,7 @@ class TrainConfig(_Part):
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["bf16", "fp32"]
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training rows; a smaller share is part of a larger one
+    gpu_memory_gib: Annotated[float | None, Field(gt=0)] = None  # at most; None: all that is free
     chat_template: str | None = None  # path of a Jinja template; None: the model's own
     train_file: str = "${upload:train}"
     validation_file: str | None = None

@@ -11,7 +11,7 @@ from math import log, sqrt
 
 from tuneport.core.money import Range
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.estimate import QUANTISED, Hardware, Setup, adapter_parameters, facts, hardware_of, memory_bytes
+from tuneport.local_backend.estimate import GIB, QUANTISED, Hardware, Setup, adapter_parameters, facts, hardware_of, memory_bytes
 from tuneport.local_backend.models import Shape
 from tuneport.local_backend.room import FAMILIES, MARGIN, START_COST, choose_room, footprint
 
@@ -71,6 +71,8 @@ def completed(shape: Shape) -> Shape | None:
 
 def fit(config: TrainConfig, shape: Shape | None, load: Load, machine: Hardware) -> Fit:
     """The job on this GPU."""
+    if config.gpu_memory_gib and machine.gpu_memory:  # the driver's share comes on top
+        machine = replace(machine, gpu_memory=min(machine.gpu_memory, config.gpu_memory_gib * GIB + CONTEXT))
     name, memory = machine.gpu or "", machine.gpu_memory or 0.0
     if not machine.gpu_bf16 and config.dtype == "bf16":
         return Fit(name, memory, None, False, 1.0, "it does not compute in bf16")

@@ -9,6 +9,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainerCallback
 
 from tuneport.core.errors import JobFailedError
@@ -65,6 +66,8 @@ class Story(TrainerCallback):
         if self._tokens and now > self._last:
             metrics["tokens_per_second"] = (tokens - self._tokens) / (now - self._last)
         self._tokens, self._last = tokens, now
+        if self.run.device == "cuda":
+            metrics["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.run.job.add_event(f"step {state.global_step} of {self.run.steps}", metrics=metrics)
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -153,6 +153,7 @@ class Worker:
         device = choose_device(config.device)
         if device == "cuda":
             self._wait_for(f"cuda:{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}")
+            _hold_memory(config.gpu_memory_gib)
         source = locate(config.model)
         self._stop_if_asked()
         folder = prepare(source)
@@ -310,6 +311,14 @@ def _share(rows: list[Any], share: float, seed: int) -> list[Any]:
     return [rows[i] for i in sorted(order[: max(1, round(len(rows) * share))])]
 
 
+def _hold_memory(gib: float | None) -> None:
+    """Let this process allocate at most so much on the GPU."""
+    import torch  # noqa: PLC0415
+
+    if gib is not None:
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / torch.cuda.get_device_properties(0).total_memory))
+
+
 def _release_memory() -> None:
     import torch  # noqa: PLC0415
 
@@ -332,10 +341,9 @@ def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: lis
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
     if device == "cpu" or config.adapter.kind == "prefix":  # a learnt prefix is a cache, and recomputation knows no cache
         return False
-    import torch  # noqa: PLC0415
-
     from tuneport.local_backend.estimate import Setup, memory_bytes  # noqa: PLC0415
     from tuneport.local_backend.models import Shape  # noqa: PLC0415
+    from tuneport.local_backend.packed_trainer import free_memory  # noqa: PLC0415
 
     text = model.config.get_text_config()
     if config.adapter.rank is None or not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
@@ -345,8 +353,7 @@ def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: lis
     longest = max(row.tokens for row in rows)
     width = 4 if config.dtype == "fp32" else 2
     need = memory_bytes(Setup(shape, trained, config.micro_batch_size, longest, width=width))
-    free, _ = torch.cuda.mem_get_info()
-    return need is None or need.high > free
+    return need is None or need.high > free_memory()
 
 
 def main(arguments: list[str]) -> int:

@@ -80,6 +80,14 @@ def test_the_plan_says_which_gpu_the_job_needs() -> None:
     assert slow is not None and fast is not None and slow.high > fast.high
 
 
+def test_a_limit_on_memory_is_kept_to_and_costs_time() -> None:
+    held, free = (plan(tuning={"kind": "qlora"}, options={"local": options}) for options in ({"gpu_memory_gib": 12.0}, {}))
+    peak = held.machines[0].peak_gib
+    assert held.payload["gpu_memory_gib"] == 12 and peak is not None and peak.high < 12.7
+    assert held.time.seconds is not None and free.time.seconds is not None and held.time.seconds.high > free.time.seconds.high
+    assert plan(tuning={"kind": "lora"}, options={"local": {"gpu_memory_gib": 12.0}}).machines[0].fits is False
+
+
 def test_measured_speed_lies_in_the_planned_time() -> None:
     for kind, speed in (("lora", 15_728), ("qlora", 15_511)):  # tokens/s with 16 rows a step, one H100
         found = plan(tuning={"kind": kind}).time.seconds

@@ -112,6 +112,7 @@ SAMPLES: dict[str, list[tuple[Any, Context]]] = {
     "options.local.device": [("cpu", {})],
     "options.local.dtype": [("fp32", {})],
     "options.local.chat_template": [("template.jinja", {})],
+    "options.local.gpu_memory_gib": [(12.0, {})],
     "options.local.gpu_usd_per_hour": [(2.5, {})],
     "options.local.train_share": [(0.5, {})],
     "options.local.overfitting_guard": [(False, {}), (False, {"data.validation": "held.jsonl"})],

@@ -181,6 +181,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         seed=read.value("training.seed", "seed", 0),
         device=read.value("options.local.device", "device", "auto", "the GPU when torch sees one"),
         dtype=read.value("options.local.dtype", "dtype", "bf16", "precision of the base; the adapter learns in fp32"),
+        gpu_memory_gib=read.value("options.local.gpu_memory_gib", "gpu_memory_gib", None, "all that is free on the GPU"),
         chat_template=read.value("options.local.chat_template", "chat_template", None, "the model's own template"),
         validation_file="${upload:validation}" if has_validation else None,
     )
