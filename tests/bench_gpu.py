@@ -31,9 +31,9 @@ from tuneport.local_backend.chat import Encoded
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.estimate import hardware_of
 from tuneport.local_backend.jobdir import JobDir
-from tuneport.local_backend.lora import add_adapter
 from tuneport.local_backend.packed_trainer import fast_pass, order
 from tuneport.local_backend.trainer import Run, train
+from tuneport.local_backend.tuning import adapt
 from tuneport.providers.local.compile import compile_plan
 
 ROWS, MEDIAN, SPREAD, LONGEST, KNOWN_TOKENS = 1600, 350, 0.8, 2048, 1000
@@ -138,7 +138,7 @@ def report(name: str, arguments: argparse.Namespace, tokens: list[int], seconds:
 
 def run_tuneport(arguments: argparse.Namespace) -> None:
     config, rows = default_config(arguments.steps, arguments.batch), documents()
-    model = add_adapter(base_model(arguments.qlora), config.adapter, config.seed)
+    model = adapt(base_model(arguments.qlora), config.adapter, config.seed)
     same_start(model)
     if arguments.gib:  # the bf16 weights that a 4-bit base was made from needed more
         torch.cuda.empty_cache()
@@ -150,7 +150,7 @@ def run_tuneport(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
             config=config, job=JobDir(Path(folder)), model=model, tokenizer=tokenizer(), device="cuda", train=rows, validation=[],
-            checkpointing=False, stopping=lambda: False, progress=lambda *_: None, fast=fast,
+            checkpointing=False, mixed=False, stops=frozenset(), stopping=lambda: False, progress=lambda *_: None, fast=fast,
         )  # fmt: skip
         train(run, BestAdapter(run.job.best), None)
         events = [event for event in run.job.events() if "loss" in event.metrics]
