@@ -117,8 +117,8 @@ class PackedTrainer(Planned, SFTTrainer):
     def training_step(self, _model: Any, inputs: list[Packed], *_: Any, **__: Any) -> torch.Tensor:
         """Gradients of the mean loss over the step's labelled tokens."""
         labelled = sum(len(part.targets) for part in inputs)
-        losses = []
-        for part in inputs:
+        losses = [torch.zeros((), device=self.run.device)]
+        for part in (part for part in inputs if len(part.targets)):
             loss = self.fast.loss(part, self.run.device) / labelled
             loss.backward()
             losses.append(loss.detach())
@@ -137,6 +137,7 @@ def packed_validation_loss(run: Run, fast: FastPass) -> float:
     with torch.no_grad():
         for part in parts(lengths, fast.room.tokens, len(lengths)):
             batch = pack([run.validation[i] for i in part])
-            total += fast.loss(batch, run.device)
-            count += len(batch.targets)
+            if len(batch.targets):
+                total += fast.loss(batch, run.device)
+                count += len(batch.targets)
     return float(total) / count

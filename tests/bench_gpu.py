@@ -149,8 +149,8 @@ def run_tuneport(arguments: argparse.Namespace) -> None:
     print(json.dumps({"batch": config.batch_size, "micro_batch_tokens": fast.room.tokens, "words": fast.room.words()}), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(
-            config=config, job=JobDir(Path(folder)), model=model, tokenizer=tokenizer(), device="cuda", train=rows, validation=[],
-            checkpointing=False, mixed=False, stops=frozenset(), stopping=lambda: False, progress=lambda *_: None, fast=fast,
+            config=config, job=JobDir(Path(folder)), folder="", model=model, tokenizer=tokenizer(), device="cuda", train=rows,
+            validation=[], checkpointing=False, mixed=False, stops=frozenset(), stopping=lambda: False, progress=lambda *_: None, fast=fast,
         )  # fmt: skip
         train(run, BestAdapter(run.job.best), None)
         events = [event for event in run.job.events() if "loss" in event.metrics]
