@@ -29,6 +29,7 @@ def plan(
     ] = None,
     fields: Annotated[bool, typer.Option("--fields", help="List every field, also unset ones.")] = False,
     online: Annotated[bool, typer.Option("--online", help="Ask each vendor for its limits and price too (reads; needs keys).")] = False,
+    calibrate: Annotated[bool, typer.Option("--calibrate", help="Run ten real steps on this machine for local's time.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what each provider would do, its price and its time.
@@ -40,6 +41,8 @@ def plan(
     loaded = load_spec(spec)
     plans, missing = plans_for(loaded, provider or ["all"], online=online)
     plans = as_billed(plans)
+    if calibrate:
+        plans = _calibrated(loaded, plans)
     if as_json:
         printed = {name: p.model_dump(mode="json") for name, p in plans.items()}
         terminal.print_json(printed | {name: {"provider": name, "unavailable": str(why)} for name, why in missing.items()})
@@ -49,6 +52,19 @@ def plan(
         raise next(iter(missing.values()))
     if len(plans) + len(missing) == 1 and next(iter(plans.values())).refusals:
         raise typer.Exit(RefusedError.exit_code)  # the reasons are on the screen
+
+
+def _calibrated(spec: JobSpec, plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans with local's time measured."""
+    from functools import partial
+
+    from tuneport.core.data.load import load_job_data, open_rows
+    from tuneport.providers.local.calibrate import calibrated
+
+    local = plans.get("local")
+    if local is None:
+        raise UsageError("--calibrate measures local training, and there is no plan for it", fix="add --provider local")
+    return {**plans, "local": calibrated(local, partial(open_rows, spec), load_job_data(spec).train.rows)}
 
 
 def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> tuple[dict[str, Plan], dict[str, TuneportError]]:
