@@ -74,7 +74,7 @@ def test_each_kind_of_tuning_learns_and_answers_as_it_learnt(kind: str, model: P
     told = losses(job)
     assert told["loss", 40] < 0.7 * told["loss", 1], told
     asked = [{"id": str(i), "messages": [{"role": "user", "content": f"say {i}"}], "max_tokens": 8} for i in range(3)]
-    settings = LocalProvider(tmp_path)._answering(f"local:{job.path}")
+    settings = LocalProvider(jobs=tmp_path).answering(f"local:{job.path}")
     texts = [reply["text"] for reply in replies(settings | {"dtype": "fp32"}, asked)]
     assert all(text.startswith("it is ") for text in texts), texts
 
