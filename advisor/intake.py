@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tuneport.core.catalogue import base_of
 from tuneport.core.money import Range
 from tuneport.core.spec import Section
 from tuneport.core.spec_file import read_document, validate
@@ -73,12 +74,19 @@ class Quality(Section):
 
 
 class Incumbent(Section):
-    """What answers today: a model with a prompt."""
+    """What answers today: a model with a prompt. An id that OpenAI gives to a tuned model (``ft:BASE:...``) sets ``tuned``."""
 
     provider: Annotated[str, Field(min_length=1)]
-    model: Annotated[str, Field(min_length=1, description="Catalogue name or the vendor's id.")]
+    model: Annotated[str, Field(min_length=1, description="Catalogue name or the vendor's id, that of a tuned model (ft:...) included.")]
     arm: Annotated[str | None, Field(description="Name of the measured arm that is in use today, e.g. zero-shot.")] = None
     tuned: Annotated[bool, Field(description="true: today's model is itself a fine-tuned one.")] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tuned_by_its_id(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(model := data.get("model"), str) and base_of(model) != model:
+            return {**data, "tuned": True}
+        return data
 
 
 class Tokens(Section):

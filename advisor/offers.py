@@ -18,7 +18,7 @@ from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
 from tuneport.advisor.pricing import Desk, PriceNote, Side, local_only
 from tuneport.advisor.simulation import FREE, OfferTerms
-from tuneport.core.catalogue import Catalogue, Lifetime, Offering, closed
+from tuneport.core.catalogue import Catalogue, Lifetime, Offering, base_of, closed
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.prices import PriceBook
@@ -235,9 +235,11 @@ def _closed(desk: Desk, plan: Plan, offering: Offering | None) -> list[str]:
 
 
 def base_model(tuned: Arm, plans: Sequence[Plan], tuned_from: Mapping[str, str] | None) -> str | None:
-    """The base model of a tuned arm: as told, else the arm's own name where a plan knows it, else the plan at its provider."""
+    """The base model of a tuned arm: as told, else by its own id, else by its name where a plan knows it, else of the one plan there."""
     if tuned_from and tuned.name in tuned_from:
         return tuned_from[tuned.name]
+    if base_of(tuned.model) != tuned.model:
+        return base_of(tuned.model)
     here = [p for p in plans if p.provider == tuned.provider]
     named = [p.model for p in here if tuned.model in (p.model, p.vendor_model)]
     return next(iter(named), here[0].model if len(here) == 1 else None)

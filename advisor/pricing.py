@@ -13,7 +13,7 @@ from tuneport.advisor.economics import HOURS_PER_MONTH
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
 from tuneport.advisor.simulation import FREE, Paid, Terms
-from tuneport.core.catalogue import Catalogue, Offering
+from tuneport.core.catalogue import Catalogue, Offering, base_of
 from tuneport.core.estimate import load_providers
 from tuneport.core.money import Range
 from tuneport.core.prices import Price, PriceBook
@@ -81,12 +81,17 @@ class Desk:
         self.today = today
 
     def same_model(self, one: str, other: str) -> bool:
-        """True when two names or vendor ids mean one base model."""
-        return one == other or (self.catalogue.name_of(one) or one) == (self.catalogue.name_of(other) or other)
+        """True when two names or vendor ids mean one base model. Two ids of tuned models are the same only when they are equal."""
+        if one == other:
+            return True
+        bases = base_of(one), base_of(other)
+        if bases[0] != one and bases[1] != other:
+            return False
+        return len({self.catalogue.name_of(base) or base for base in bases}) == 1
 
     def offering_of(self, provider: str, model: str) -> Offering | None:
-        """The catalogue's entry for a model at a provider, by name or vendor id."""
-        name = self.catalogue.name_of(model)
+        """The catalogue's entry for a model at a provider, by name or vendor id; that of the base for the id of a tuned one."""
+        name = self.catalogue.name_of(base_of(model))
         return next((o for o in self.catalogue.models() if o.provider == provider and o.model == name), None) if name else None
 
     def price(
@@ -112,8 +117,8 @@ class Desk:
         found = None
         for variant in dict.fromkeys(variants):
             found = found or self.book.find(
-                provider, kind, model=model, method=method, tuning=tuning, parameters_b=size, gpu=gpu, tuned=tuned, variant=variant,
-                today=self.today,
+                provider, kind, model=base_of(model), method=method, tuning=tuning, parameters_b=size, gpu=gpu, tuned=tuned,
+                variant=variant, today=self.today,
             )  # fmt: skip
         if found is not None:
             stale = staleness(found.source, self.today)

@@ -52,7 +52,7 @@ def build_routes(
     metric, incumbent = desk.intake.quality.metric, desk.intake.incumbent
     found: list[Route] = []
     for arm in measurement.arms:
-        same = arm.provider == incumbent.provider and desk.same_model(arm.model, incumbent.model)
+        same = not incumbent.tuned and arm.provider == incumbent.provider and desk.same_model(arm.model, incumbent.model)
         if arm.kind != "prompted" or same or metric not in arm.metrics:
             continue
         side = desk.tokens(arm.provider, arm.model, tuned=False) if arm.provider != "local" else desk.own(arm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
+from tuneport.core.catalogue import base_of
 from tuneport.core.errors import BudgetError, UsageError
 from tuneport.core.money import Range
 from tuneport.core.prices import load_prices
@@ -28,9 +29,12 @@ class Rates:
 
 
 def rates_of(provider: str, model: str, *, tuned: bool = False) -> Rates | None:
-    """The price book's rates of a base model (or a model tuned from it) today; None when one of them is not in the book."""
-    book = load_prices()
-    asked, answered = (book.find(provider, kind, model=model, tuned=tuned) for kind in ("infer_in", "infer_out"))
+    """The price book's rates of a base model (or a model tuned from it) today; None when one of them is not in the book.
+
+    The id of a model that OpenAI tuned (``ft:BASE:...``) has the rates of one tuned from its base.
+    """
+    book, base = load_prices(), base_of(model)
+    asked, answered = (book.find(provider, kind, model=base, tuned=tuned or base != model) for kind in ("infer_in", "infer_out"))
     if asked is None or answered is None:
         return None
     return Rates(asked.amount, answered.amount, "; ".join(dict.fromkeys((str(asked.source), str(answered.source)))))

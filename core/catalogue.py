@@ -29,6 +29,7 @@ __all__ = [
     "Lifetime",
     "Offering",
     "Source",
+    "base_of",
     "catalogue_schema",
     "closed",
     "lifetime_warnings",
@@ -276,6 +277,8 @@ class Catalogue:
         return tuple(candidates[c] for c in difflib.get_close_matches(model.lower(), candidates, n=3, cutoff=0.6))
 
     def _remedy(self, model: str, provider: str) -> str:
+        if base_of(model) != model:
+            return f"a tuned model is trained further with: model: {base_of(model)}, continue_from: {model}"
         close = self.similar(model)
         meant = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
         return f"{meant}see `tuneport models`, or name the vendor's id yourself: model: {{{provider}: <id>}}"
@@ -356,6 +359,12 @@ def _offering(
     )
 
 
+def base_of(model: str) -> str:
+    """The base inside the id of a model that OpenAI tuned, ``ft:BASE:organisation:suffix:id``; any other id as it stands."""
+    parts = model.split(":")
+    return parts[1] if parts[0] == "ft" and len(parts) > 2 else model
+
+
 def closed(offering: Offering, today: date) -> str:
     """Why no job can be created on this day, or '' when one can as far as the catalogue knows."""
     life = offering.lifetime
@@ -370,6 +379,9 @@ def lifetime_warnings(offering: Offering, today: date) -> tuple[PlanWarning, ...
     """What the user should know of the model's future. Codes: closed, lifetime, eligibility, stale, unknown_model."""
     if not offering.known:
         message = f"the catalogue knows nothing of {offering.vendor_id} at {offering.provider}: limits, lifetime and size are unchecked"
+        if (base := base_of(offering.vendor_id)) != offering.vendor_id:
+            message += f"; a tuned model is trained further with the base {base} under model and its own id under continue_from"
+            return (PlanWarning(code="unknown_model", message=message),)
         known = (name for o in load_catalogue().models() if o.provider == offering.provider for name in (o.model, o.vendor_id))
         close = difflib.get_close_matches(offering.vendor_id, sorted(set(known)), n=1, cutoff=0.8)
         return (PlanWarning(code="unknown_model", message=f"{message}; did you mean {close[0]}?" if close else message),)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneport.core.asking import CONCURRENCY, ask_all
-from tuneport.core.catalogue import Offering, load_catalogue
+from tuneport.core.catalogue import Offering, base_of, load_catalogue
 from tuneport.core.catalogue import closed as closed_on
 from tuneport.core.data.facts import JobData
 from tuneport.core.errors import MissingExtraError, ProviderError, TuneportError
@@ -356,9 +356,8 @@ def lifetime(base_model: str | None) -> str:
 
 def _offering(model: str) -> Offering | None:
     """OpenAI's offering of a catalogue name, a base id, or the base inside ft:<base>:..."""
-    base = model.split(":")[1] if model.startswith("ft:") and model.count(":") > 1 else model
     catalogue = load_catalogue()
-    name = catalogue.name_of(base)
+    name = catalogue.name_of(base_of(model))
     return next((offering for offering in catalogue.models() if offering.provider == "openai" and offering.model == name), None)
 
 
