@@ -334,6 +334,11 @@ class PackedDecoder:
         """Are base weights held in 4 bits?"""
         return any(hasattr(linear.base.weight, "quant_state") for pair in self.halves for g in pair[0].groups for linear in g.linears)
 
+    @property
+    def head_width(self) -> int:
+        """Numbers in each query of a head."""
+        return int(self.halves[0][0].width)
+
     def loss(self, batch: Packed, keep: Keep) -> Tensor:
         """Sum of the losses in nats; may be differentiated once."""
         self._refresh()
@@ -375,6 +380,8 @@ def packed_decoder(model: Any) -> PackedDecoder | str:
     config = base.config
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
+    if getattr(config, "attention_dropout", 0):
+        return "its attention has dropout"
     if any(kind != "full_attention" for kind in getattr(config, "layer_types", None) or ()) or _sliding(config):
         return "it uses sliding windows"
     trained = [name for name, p in model.named_parameters() if p.requires_grad and not ("lora_A" in name or "lora_B" in name)]

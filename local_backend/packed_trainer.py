@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 STATE_BYTES = 12
 """Of gradient and optimiser for each trained parameter, beside the parameter itself."""
+WIDEST_HEAD = 256
+"""Of torch's FlashAttention; widths are multiples of 8."""
 SHRINK = 0.75
 """What is left of the plan's memory after each time that it ran out."""
 
@@ -52,11 +55,15 @@ def fast_pass(model: Any, config: TrainConfig, rows: Sequence[Encoded], shortage
     """The packed pass of this run on the GPU, or why there is none. ``shortages``: how often memory ran out before."""
     if config.dtype != "bf16":
         return f"the base is in {config.dtype}"
+    if torch.version.cuda is None or find_spec("triton") is None:
+        return "its kernels need an NVIDIA GPU and triton, which is not installed"
     if torch.cuda.get_device_capability() < (8, 0):
         return "this GPU is older than Ampere, which the attention kernels need"
     decoder = packed_decoder(model)
     if isinstance(decoder, str):
         return decoder
+    if decoder.head_width > WIDEST_HEAD or decoder.head_width % 8:
+        return f"its attention heads are {decoder.head_width} wide, which the attention kernels do not take"
     lengths = [len(row.input_ids) for row in rows]
     largest = max(sum(lengths[i] for i in step) for step in order(lengths, config))
     print_ = footprint(_shape(model), rank=config.adapter.rank or 0, four_bit=decoder.four_bit)

@@ -17,14 +17,16 @@ pytest.importorskip("trl")
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from tuneport.core.errors import ProviderError  # noqa: E402
+from tuneport.local_backend import packed_trainer  # noqa: E402
 from tuneport.local_backend import trainer as sft  # noqa: E402
 from tuneport.local_backend.best import BestAdapter  # noqa: E402
 from tuneport.local_backend.chat import IGNORED, Encoded  # noqa: E402
-from tuneport.local_backend.config import Adapter  # noqa: E402
+from tuneport.local_backend.config import Adapter, TrainConfig  # noqa: E402
 from tuneport.local_backend.jobdir import JobDir  # noqa: E402
 from tuneport.local_backend.models import Shape  # noqa: E402
 from tuneport.local_backend.packed import PackedDecoder, packed_decoder  # noqa: E402
-from tuneport.local_backend.packed_trainer import FastPass  # noqa: E402
+from tuneport.local_backend.packed_trainer import FastPass, fast_pass  # noqa: E402
 from tuneport.local_backend.packing import pack, parts  # noqa: E402
 from tuneport.local_backend.room import Footprint, Keep, Room, choose_room, footprint  # noqa: E402
 from tuneport.local_backend.train import Worker  # noqa: E402
@@ -172,6 +174,31 @@ def test_more_memory_never_means_more_time_and_too_little_is_told() -> None:
     costs = [room.cost(room.tokens) for room in rooms if room is not None]
     assert len(costs) == 5 and costs == sorted(costs, reverse=True)
     assert rooms[-1] is not None and rooms[-1].tokens == 12_000 and rooms[-1].words() == "nothing is computed twice"
+
+
+def test_the_gpu_and_its_memory_decide_on_the_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = TrainConfig.model_validate_json(job(tmp_path).config.read_text()).model_copy(update={"dtype": "bf16"})
+    model, rows = tiny("Llama"), documents((30, 200) * 12)
+    gpu: dict[str, Any] = {"free": 80e9, "capability": (9, 0)}
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(packed_trainer, "find_spec", lambda _: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: gpu["capability"])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (int(gpu["free"]), int(80e9)))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0, raising=False)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: 0)
+
+    plenty = fast_pass(model, config, rows)
+    assert isinstance(plenty, FastPass)
+    assert plenty.room.tokens == 24 * 115 and plenty.room.words() == "nothing is computed twice"  # every row in every step
+    again = fast_pass(model, config, rows, shortages=1)
+    assert isinstance(again, FastPass) and again.room.budget == 0.75 * plenty.room.budget
+    gpu["free"] = 1e8
+    with pytest.raises(ProviderError, match="200 tokens needs about"):
+        fast_pass(model, config, rows)
+    gpu["capability"] = (7, 5)
+    assert "older than Ampere" in str(fast_pass(model, config, rows))
+    assert "fp32" in str(fast_pass(model, config.model_copy(update={"dtype": "fp32"}), rows))
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
