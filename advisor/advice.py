@@ -235,8 +235,8 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         ),
         "retrieval": ("Build a retrieval prototype and measure it as one more arm (a column with the context) on the same rows.",),
         "measure": (
-            f"Run tuneport baseline on {facts['measuring_rows']} held-out rows, with today's model among the arms, then tuneport advise "
-            "again. Asking today's model once for each costs "
+            f"Measure on {facts['measuring_rows']} held-out rows of the job spec, today's model first: {facts['measuring_command']}; then "
+            "tuneport advise again, with --measurement measurement.json. Asking today's model once for each row costs "
             + (f"{facts['measuring']}." if facts["measuring"] else "an unknown sum: a price is missing."),
         ),
         "pilot": (
@@ -315,7 +315,7 @@ def changes_of(verdict: Verdict, facts: Mapping[str, Fact]) -> tuple[str, ...]:
     if verdict == "fine_tune":
         found.append("A repeat on fresh rows in which the interval of the gain includes zero.")
     if verdict in ("pilot", "measure", "find_offer"):
-        found.append("The result of the next step above.")
+        found.append("What the next step finds.")
     if facts["data_may_leave"] is False:
         found.append("Permission for the data to leave: the managed vendors would then be open.")
     if facts["training_rows"] is not None and verdict == "better_prompt":

@@ -35,6 +35,8 @@ def advise(
     console = terminal.console()
     console.print(f"\n[bold]{escape(report.decision.sentence)}[/]\n", highlight=False)
     console.print(escape(report.decision.because), highlight=False)
+    for warning in report.warnings:
+        console.print(f"[yellow]![/] {escape(warning)}", highlight=False)
     for clash in report.diagnosis.contradictions:
         console.print(f"[yellow]![/] {escape(clash.statement)} Read as: {escape(clash.read_as)}.", highlight=False)
     for path in written.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,7 +20,7 @@ from tuneport.advisor.offers import Offer, choose_offer
 from tuneport.advisor.pricing import Desk
 from tuneport.advisor.routing import VALIDITY_METRICS, Route
 from tuneport.advisor.rules import Fact
-from tuneport.core.catalogue import Offering
+from tuneport.core.catalogue import Offering, base_of
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 
@@ -189,7 +190,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "misses_counted": money.misses_counted if money else None,
         "today_month": _monthly(intake, chosen, "today"),
         "tuned_month": _monthly(intake, chosen, "tuned"),
-        "rejected_usd": f"${rejected.low:,.2f} to ${rejected.high:,.2f}" if rejected else None,
+        "rejected_usd": _dollars(rejected),
     }
     for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):
         estimate: Estimate | None = arm.metrics[metric] if arm else None
@@ -198,6 +199,24 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
     best, now = facts["baseline_value"], facts["current_value"]
     facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
     return facts | _general(situation) | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+
+
+def _dollars(value: Range | None) -> str | None:
+    if value is None:
+        return None
+    low, high = f"${value.low:,.2f}", f"${value.high:,.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _command(situation: Situation) -> str:
+    """What measures today's model; SPEC stands for the job spec, which the advisor does not see."""
+    now, offering = situation.intake.incumbent, situation.incumbent
+    provider, asked = shlex.quote(now.provider), shlex.quote(offering.vendor_id if offering and not now.tuned else now.model)
+    if not now.tuned:
+        return f"tuneport baseline SPEC -p {provider} -m {asked}"
+    if offering and base_of(now.model) == now.model:  # a name of the base: who answers is not known
+        asked = "ID-OF-THE-TUNED-MODEL"
+    return f"tuneport evaluate SPEC -p {provider} -m {asked} --name today, and for prompts tuneport baseline SPEC -p PROVIDER"
 
 
 def _monthly(intake: Intake, offer: Offer | None, which: Literal["today", "tuned"]) -> float | None:
@@ -279,7 +298,8 @@ def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
         "pilot_worth_it": pilot.worth_it if pilot else None,
         "pilot_worth": pilot.worth_usd if pilot else None,
         "pilot_usd": pilot.usd.low if pilot and pilot.usd else None,
-        "measuring": f"${m.low:,.2f} to ${m.high:,.2f}" if (m := situation.measuring_usd) else None,
+        "measuring": _dollars(situation.measuring_usd),
+        "measuring_command": _command(situation),
         "measuring_rows": SUITE_ROWS,
         "more_data": curve.more_is_worth if curve else None,
         "curve": curve.says if curve else None,

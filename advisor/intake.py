@@ -6,13 +6,16 @@ What is left out is unknown and shown as unknown; nothing is assumed to be free.
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from tuneport.advisor.metrics import METRIC_FAMILIES, METRICS
 from tuneport.core.catalogue import base_of
+from tuneport.core.errors import DataError
 from tuneport.core.money import Range
 from tuneport.core.spec import Section
 from tuneport.core.spec_file import read_document, validate
@@ -46,13 +49,14 @@ def _within(low: float, high: float, words: str) -> Any:
     return AfterValidator(check)
 
 
-Amount = Annotated[Range, BeforeValidator(_as_range), _within(0, float("inf"), "a number, or a pair, of 0 or more")]
+_FROM_SHORT = BeforeValidator(_as_range, json_schema_input_type=float | tuple[float, float] | Range)
+Amount = Annotated[Range, _FROM_SHORT, _within(0, float("inf"), "a number, or a pair, of 0 or more")]
 """A quantity that is known as a range, 0 or more."""
-PositiveAmount = Annotated[Range, BeforeValidator(_as_range), _within(1e-9, float("inf"), "a number, or a pair, above 0")]
-Share = Annotated[Range, BeforeValidator(_as_range), _within(0, 1, "a share from 0 to 1, e.g. 0.4 or [0.2, 0.6]")]
-Change = Annotated[Range, BeforeValidator(_as_range), _within(-0.95, 20, "a change per year from -0.95 to 20, e.g. 0.3 or [-0.1, 0.5]")]
+PositiveAmount = Annotated[Range, _FROM_SHORT, _within(1e-9, float("inf"), "a number, or a pair, above 0")]
+Share = Annotated[Range, _FROM_SHORT, _within(0, 1, "a share from 0 to 1, e.g. 0.4 or [0.2, 0.6]")]
+Change = Annotated[Range, _FROM_SHORT, _within(-0.95, 20, "a change per year from -0.95 to 20, e.g. 0.3 or [-0.1, 0.5]")]
 """A yearly change as a share: 0.3 is 30 % more each year."""
-Hours = Annotated[Range, BeforeValidator(_as_range), _within(1, 730, "hours of a month, from 1 to 730")]
+Hours = Annotated[Range, _FROM_SHORT, _within(1, 730, "hours of a month, from 1 to 730")]
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
@@ -63,10 +67,19 @@ Symptom = Literal[
 """What goes wrong today; what each speaks for stands in rules.yaml under ``symptoms``."""
 
 
+def _known_metric(name: str) -> str:
+    if name in METRICS or name.startswith(METRIC_FAMILIES):
+        return name
+    close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.6)
+    meant = f" (did you mean {close[0]}?)" if close else ""
+    known = ", ".join((*METRICS, *(f"{begin}..." for begin in METRIC_FAMILIES)))
+    raise PydanticCustomError("metric", "{words}", {"words": f"a metric{meant}: {known}"})
+
+
 class Quality(Section):
     """What counts as good enough, on rows that nobody trained on."""
 
-    metric: Annotated[str, Field(min_length=1, description="Metric of the measurement, e.g. exact_match.")]
+    metric: Annotated[str, Field(min_length=1, description="Metric of the measurement, e.g. exact_match."), AfterValidator(_known_metric)]
     bar: Annotated[float, Field(gt=0, le=1, description="Lowest value that is good enough, as a share.")]
     rejected_answer_usd: Annotated[
         Amount | None, Field(description="What one answer that misses costs: a person's time, a fallback call. Unknown when left out.")
@@ -251,7 +264,13 @@ class Intake(Section):
 
 
 def load_intake(path: str | Path) -> Intake:
-    """The Intake in a YAML or JSON file. Raises SpecError with every fault found, DataError when the file cannot be read."""
+    """The Intake in a YAML or JSON file. Raises SpecError with every fault found, DataError for another kind of file or none."""
     source = Path(path)
     document, lines = read_document(source)
+    if not document.keys() & {name for name, field in Intake.model_fields.items() if field.is_required()}:
+        spec = {"model", "data"} <= document.keys()
+        raise DataError(
+            f"{source} is {'a job spec, not a decision file' if spec else 'no decision file'}",
+            fix=f"make one with: tuneport advise decision.yaml --interactive{f' --spec {source}' if spec else ''}",
+        )
     return validate(Intake, document, str(source), lines)

@@ -204,12 +204,10 @@ def load_measurement(path: Path) -> Measurement:
         return Measurement.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` writes measurements") from None
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        why = f"{'.'.join(map(str, first['loc'])) or 'the whole file'}: {first['msg']}"
-    except (OSError, UnicodeDecodeError) as error:
-        why = str(error)
-    raise DataError(f"{path} is no measurement: {why}", fix="run `tuneport baseline` to make one, under a name of its own (--out)")
+    except (ValidationError, UnicodeDecodeError):
+        raise DataError(f"{path} is no measurement file", fix="make one with tuneport baseline, under a name of its own (--out)") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})", fix="check the path and its permissions") from None
 
 
 def _mean(values: list[int | None]) -> float | None:

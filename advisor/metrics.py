@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneport.advisor.refusals import declines
-from tuneport.advisor.text_metrics import TextMetric, text_metric
+from tuneport.advisor.text_metrics import CORPUS, TEXT_METRICS, TextMetric, text_metric
 from tuneport.core.errors import DataError, UsageError
 
 Task = Literal["json", "label", "text"]
@@ -42,6 +42,14 @@ PRIMARY: Mapping[Task, str] = {"json": "exact_match", "label": "accuracy", "text
 """The metric that comparisons and the decision rest on."""
 
 REFUSALS = ("refusal_right", "declines_when_due", "answers_when_due")
+
+METRICS = (
+    "exact_match", "normalised_match", "accuracy", "json_valid", "schema_valid", "field_accuracy", "macro_f1", "micro_f1", *REFUSALS,
+    *TEXT_METRICS, *(f"corpus_{name}" for name in CORPUS),
+)  # fmt: skip
+"""Every metric that has one name."""
+METRIC_FAMILIES = ("field.", "judge.", "regex=")
+"""How the names of the others begin."""
 
 _FENCE = "```"
 _QUOTES = " \"'`*"

@@ -35,6 +35,8 @@ SEARCH_S = 1.0
 RESAMPLES = 1_000
 NEEDS_CONTEXT = frozenset({"context_precision"})
 CORPUS = ("bleu", "chrf")
+TEXT_METRICS = ("token_f1", "rouge_l", *CORPUS, "contains", "numeric", "context_precision")
+"""Metrics that have one name; ``regex=PATTERN`` comes to these."""
 
 _NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?")
 _WORD = re.compile(r"[^\W_]+")
@@ -63,8 +65,7 @@ def text_metric(name: str, tolerance: float = 0.0) -> TextMetric:
         return lambda expected, answer, _: _percent(scorer.sentence_score(answer[:MAX_CHARS], [expected[:MAX_CHARS]]).score)
     if name == "context_precision":
         return lambda _, answer, context: None if context is None else context_precision(answer[:MAX_CHARS], context)
-    known = "token_f1, rouge_l, bleu, chrf, contains, numeric, regex=PATTERN, context_precision"
-    raise UsageError(f"there is no metric {name!r}", fix=f"choose from {known}")
+    raise UsageError(f"there is no metric {name!r}", fix=f"choose from {', '.join(TEXT_METRICS)}, regex=PATTERN")
 
 
 def token_f1(expected: str, answer: str) -> float:

@@ -383,7 +383,7 @@ def test_measuring_first_has_a_price() -> None:
     asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1-mini"})
     step = advised(asked, None).decision.next_steps[0]
     # 2,300 tokens in at 0.40 and 150 out at 1.60 USD per million, 200 times
-    assert "$0.23 to $0.23" in step
+    assert "costs $0.23." in step
     unknown = intake(incumbent={"provider": "nowhere", "model": "x"})
     assert "a price is missing" in advised(unknown, None).decision.next_steps[0]
 

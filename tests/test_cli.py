@@ -10,7 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import jsonschema
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = "model: llama-3.1-8b-instruct\ndata: {train: train.jsonl}\ntraining: {epochs: 2}\n"
@@ -87,6 +89,29 @@ def test_facts_are_listed_as_text_and_json(tmp_path: Path, command: str) -> None
 @pytest.mark.parametrize("what", ["spec", "plan", "decision", "report", "models", "prices"])
 def test_schemas_are_json_schemas(tmp_path: Path, what: str) -> None:
     assert "properties" in json.loads(tuneport(tmp_path, "schema", what).stdout)
+
+
+def test_schemas_accept_what_the_tool_accepts(tmp_path: Path) -> None:
+    examples = ROOT / "examples/tickets"
+    for what, files in (("decision", [examples / "decision.yaml"]), ("spec", [examples / "spec.yaml", ROOT / "core/starter.yaml"])):
+        schema = json.loads(tuneport(tmp_path, "schema", what).stdout)
+        for file in files:
+            jsonschema.validate(yaml.safe_load(file.read_text(encoding="utf-8")), schema)
+        if what == "decision":
+            wrong = yaml.safe_load(files[0].read_text(encoding="utf-8")) | {"volume_per_month": "many"}
+            assert not jsonschema.Draft202012Validator(schema).is_valid(wrong)
+
+
+def test_a_file_of_another_kind_is_named_in_one_sentence(project: Path) -> None:
+    (project / "plan.json").write_text('{"local": {"version": 1}}', encoding="utf-8")
+    for arguments, says in (
+        (["advise", "spec.yaml"], "spec.yaml is a job spec, not a decision file"),
+        (["advise", "plan.json"], "plan.json is no decision file"),
+        (["advise", "spec.yaml", "--measurement", "plan.json"], "plan.json is no measurement file; make one with tuneport baseline"),
+    ):
+        done = tuneport(project, *arguments)
+        assert done.returncode == 4 and says in " ".join(done.stderr.split())
+        assert len(done.stderr.strip().splitlines()) <= 2 and "required" not in done.stderr.lower()
 
 
 # Bad input

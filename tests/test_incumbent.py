@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from tuneport.advisor.advise import advise
+from tuneport.advisor.report.render import render_html, render_markdown
 from tuneport.advisor.spending import rates_of
 from tuneport.core.catalogue import load_catalogue
 from tuneport.core.errors import CatalogueError
@@ -49,3 +51,27 @@ def test_a_plan_for_a_tuned_id_says_how_to_continue_it() -> None:
     with pytest.raises(CatalogueError) as refused:
         load_catalogue().offering(JobSpec(model=TUNED, data=Data(train="-")), "openai")
     assert f"continue_from: {TUNED}" in refused.value.fix and "model: gpt-4.1-mini-2025-04-14" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("incumbent", "says"),
+    [
+        ({"provider": "openia", "model": "gpt-4.1-mini"}, "did you mean openai?"),
+        ({"provider": "openai", "model": "gpt-4.1-mni"}, "did you mean gpt-4.1-mini?"),
+        ({"provider": "openai", "model": TUNED.replace("gpt-4.1", "gtp-4.1")}, "did you mean gpt-4.1-mini-2025-04-14?"),
+        ({"provider": "our-gateway", "model": "house-model"}, "no price for house-model at our-gateway"),
+    ],
+)
+def test_an_unknown_incumbent_is_warned_of(incumbent: dict[str, str], says: str) -> None:
+    report = advise(intake(incumbent=incumbent), None, [plan()], today=TODAY)
+    assert says in " ".join(report.warnings)
+    assert all(says in text.replace("\\", "") for text in (render_markdown(report), render_html(report)))
+    assert not advise(intake(), None, [plan()], today=TODAY).warnings
+
+
+def test_an_unknown_metric_is_a_fault_that_names_the_known_ones() -> None:
+    with pytest.raises(ValidationError) as refused:
+        intake(quality={"metric": "exct_match"})
+    assert "did you mean exact_match?" in str(refused.value) and "token_f1" in str(refused.value)
+    for metric in ("field.category", "judge.house_style", "regex=^A", "corpus_bleu", "macro_f1"):
+        assert intake(quality={"metric": metric}).quality.metric == metric

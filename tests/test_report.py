@@ -268,3 +268,32 @@ def test_numbers_are_written_for_people() -> None:
     assert words.points(-0.051) == "−5.1"
     assert words.p_value(1e-9) == "< 0.001"
     assert words.volume(None) == "none"
+
+
+def test_what_the_decision_file_leaves_out_is_never_called_stated() -> None:
+    def sources(**changes: object) -> dict[str, str]:
+        return {a.what: a.source for a in advise(intake(**changes), None, [plan()], today=TODAY).assumptions}
+
+    left_out = sources()
+    given = sources(
+        costs={"monitoring_usd_per_month": 0}, runs={"planned": 3}, retraining={"every_months": 6}, seasonality=[1] * 12
+    )
+    for what in ("Monitoring per month", "Training runs until one is kept", "Retraining", "Seasons"):
+        assert left_out[what].startswith("tuneport's default") and given[what] == "stated in the decision file"
+    for what in ("Share of runs that fail and are paid for", "Hours of a month in which requests arrive", "Cache-hit share, after tuning"):
+        assert given[what].startswith("tuneport's default")
+    assert left_out["Moving when today's model ends, one-time"] == "not stated in the decision file"
+    assert left_out["Requests per month"] == "stated in the decision file"
+
+
+def test_words_of_the_report_agree_and_stay_apart() -> None:
+    """Before anything is measured no cost of misses is counted, and no part of the report says that it is."""
+    report = advise(intake(incumbent={"provider": "openai", "model": "gpt-4.1-mini"}), None, [plan()], today=TODAY)
+    html, text = render_html(report), render_markdown(report)
+    counted = any(o.economics and o.economics.misses_counted for o in report.offers)
+    assert not counted and "What wrong answers cost is counted" not in html and "None of the 0" not in html
+    assert "; tuneport 0" in text and ", python 3" in text and not re.search(r",python|grade \w+\(", text)
+    assert '<a href="#decision">1 Decision</a>' in html
+    step = report.decision.next_steps[0]
+    assert "tuneport baseline SPEC -p openai -m gpt-4.1-mini-2025-04-14" in step
+    assert "step above" not in " ".join(report.decision.would_change)

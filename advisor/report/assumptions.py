@@ -15,8 +15,11 @@ from tuneport.advisor.report.model import Assumption, Risk
 from tuneport.advisor.report.words import count_range, percent, usd_range
 from tuneport.core.catalogue import Offering
 from tuneport.core.money import Range
+from tuneport.core.spec import Section
 
 STATED = "stated in the decision file"
+UNSTATED = "not stated in the decision file"
+DEFAULT = "tuneport's default; the decision file says nothing of it"
 
 
 def assumptions_of(
@@ -27,33 +30,35 @@ def assumptions_of(
     def share(value: Range) -> str:
         return percent(value.low, 0) if value.low == value.high else f"{percent(value.low, 0)} to {percent(value.high, 0)}"
 
-    tokens, costs = intake.tokens, intake.costs
-    stated: list[tuple[str, str]] = [
-        ("Requests per month", count_range(intake.volume_per_month)),
-        ("Growth of the volume per year", share(intake.volume_growth_per_year)),
-        ("Seasons", "none" if not intake.seasonality else "twelve weights: " + ", ".join(f"{w:g}" for w in intake.seasonality)),
-        ("Share of requests that can wait for a batch tier", share(intake.batch_share)),
-        ("Hours of a month in which requests arrive", count_range(intake.open_hours_per_month)),
-        ("Static prompt tokens, today", count_range(tokens.static)),
-        ("Static prompt tokens, after tuning", count_range(tokens.static_tuned)),
-        ("Fresh input tokens", count_range(tokens.fresh)),
-        ("Answer tokens", count_range(tokens.output)),
-        ("Cache-hit share of the static prompt, today", share(intake.cache_hit_share)),
-        ("Cache-hit share, after tuning", share(intake.cache_hit_share_tuned)),
-        ("Data, one-time", usd_range(costs.data_usd)),
-        ("Labelling, one-time", usd_range(costs.labelling_usd)),
-        ("Engineering, one-time", usd_range(costs.engineering_usd)),
-        ("Evaluation, one-time", usd_range(costs.evaluation_usd)),
-        ("Moving when today's model ends, one-time", _or_not_counted(costs.incumbent_move_usd)),
-        ("Monitoring per month", usd_range(costs.monitoring_usd_per_month)),
-        ("Training runs until one is kept", f"{intake.runs.planned} planned, {percent(intake.runs.failure_share, 0)} of runs fail"),
-        ("Retraining", f"every {intake.retraining.every_months:g} months" if intake.retraining.every_months else "never"),
-        ("Cost of one answer that misses", usd_range(intake.quality.rejected_answer_usd)),
-        ("Discount rate per year", percent(intake.discount_rate, 0)),
-        ("Horizon", f"{intake.horizon_months} months"),
-        ("Change of hourly machine prices per year", share(intake.machine_price_drift_per_year)),
+    tokens, costs, every = intake.tokens, intake.costs, intake.retraining.every_months
+    seasons = "twelve weights: " + ", ".join(f"{w:g}" for w in intake.seasonality) if intake.seasonality else "none"
+    figures: list[tuple[str, str, str]] = [
+        ("volume_per_month", "Requests per month", count_range(intake.volume_per_month)),
+        ("volume_growth_per_year", "Growth of the volume per year", share(intake.volume_growth_per_year)),
+        ("seasonality", "Seasons", seasons),
+        ("batch_share", "Share of requests that can wait for a batch tier", share(intake.batch_share)),
+        ("open_hours_per_month", "Hours of a month in which requests arrive", count_range(intake.open_hours_per_month)),
+        ("tokens.static", "Static prompt tokens, today", count_range(tokens.static)),
+        ("tokens.static_tuned", "Static prompt tokens, after tuning", count_range(tokens.static_tuned)),
+        ("tokens.fresh", "Fresh input tokens", count_range(tokens.fresh)),
+        ("tokens.output", "Answer tokens", count_range(tokens.output)),
+        ("cache_hit_share", "Cache-hit share of the static prompt, today", share(intake.cache_hit_share)),
+        ("cache_hit_share_tuned", "Cache-hit share, after tuning", share(intake.cache_hit_share_tuned)),
+        ("costs.data_usd", "Data, one-time", usd_range(costs.data_usd)),
+        ("costs.labelling_usd", "Labelling, one-time", usd_range(costs.labelling_usd)),
+        ("costs.engineering_usd", "Engineering, one-time", usd_range(costs.engineering_usd)),
+        ("costs.evaluation_usd", "Evaluation, one-time", usd_range(costs.evaluation_usd)),
+        ("costs.incumbent_move_usd", "Moving when today's model ends, one-time", _or_not_counted(costs.incumbent_move_usd)),
+        ("costs.monitoring_usd_per_month", "Monitoring per month", usd_range(costs.monitoring_usd_per_month)),
+        ("runs.planned", "Training runs until one is kept", f"{intake.runs.planned} planned"),
+        ("runs.failure_share", "Share of runs that fail and are paid for", percent(intake.runs.failure_share, 0)),
+        ("retraining.every_months", "Retraining", f"every {every:g} months" if every else "never"),
+        ("quality.rejected_answer_usd", "Cost of one answer that misses", usd_range(intake.quality.rejected_answer_usd)),
+        ("discount_rate", "Discount rate per year", percent(intake.discount_rate, 0)),
+        ("horizon_months", "Horizon", f"{intake.horizon_months} months"),
+        ("machine_price_drift_per_year", "Change of hourly machine prices per year", share(intake.machine_price_drift_per_year)),
     ]
-    found = [Assumption(what=what, value=value, source=STATED) for what, value in stated]
+    found = [Assumption(what=what, value=value, source=_source(intake, path)) for path, what, value in figures]
     offered = [n.model_copy(update={"item": f"{n.item} ({offer.provider})"}) for n in offer.prices] if offer else []
     found += [
         Assumption(
@@ -102,8 +107,19 @@ def assumptions_of(
     return tuple(found)
 
 
+def _source(intake: Intake, path: str) -> str:
+    """Who says so: the decision file, tuneport where that leaves the field out, or nobody."""
+    section: Section = intake
+    *parts, name = path.split(".")
+    for part in parts:
+        section = getattr(section, part)
+    if getattr(section, name) is None and name != "every_months":  # without a cadence nothing is retrained
+        return UNSTATED
+    return STATED if name in section.model_fields_set else DEFAULT
+
+
 def _or_not_counted(value: Range | None) -> str:
-    return "not stated, so not counted" if value is None else usd_range(value)
+    return "not counted" if value is None else usd_range(value)
 
 
 def risks_of(

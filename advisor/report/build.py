@@ -14,6 +14,7 @@ from tuneport.advisor.curve import learning_curve
 from tuneport.advisor.decide import VERDICT_WORDS, decide, verdict_if
 from tuneport.advisor.diagnosis import diagnose
 from tuneport.advisor.facts import SUITE_ROWS, Situation, gather_facts, pick_arms
+from tuneport.advisor.incumbent import about_incumbent
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Measurement
 from tuneport.advisor.offers import Offer, build_offers, choose_offer, ranked
@@ -98,6 +99,7 @@ def build_report(
         sensitivity=sensitivity,
         assumptions=assumptions_of(intake, chosen, now.notes, incumbent, prior),
         risks=risks_of(intake, chosen, incumbent, measurement, today),
+        warnings=tuple(about_incumbent(intake.incumbent, incumbent, desk, now)),
         reproducibility=Reproducibility(
             inputs_sha256=_digest(intake, measurement, plans, today, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),

@@ -178,6 +178,7 @@ class Report(_Frozen):
     sensitivity: Sensitivity | None
     assumptions: tuple[Assumption, ...]
     risks: tuple[Risk, ...]
+    warnings: tuple[str, ...] = ()  # of the decision file
     reproducibility: Reproducibility
 
 

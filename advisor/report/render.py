@@ -140,7 +140,10 @@ def _context(report: Report) -> dict[str, Any]:
 
 
 def _markdown_text(value: Any) -> Any:
-    """A value as plain text in Markdown: one line, with everything that Markdown or HTML would act on escaped."""
+    """A value as plain text in Markdown: one line, with everything that Markdown or HTML would act on escaped.
+
+    Space at either end becomes one space: expressions of the template such as ``", "`` part words with it.
+    """
     if value is None or isinstance(value, Markup):
         return value
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+    return _MARKDOWN.sub(r"\\\1", re.sub(r"\s+", " ", str(value)))
