@@ -15,11 +15,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tuneport.core.deployment import HOURS_PER_MONTH
+
 FloatArray: TypeAlias = NDArray[np.float64]
 Amount: TypeAlias = float | FloatArray
 
-HOURS_PER_MONTH = 730.0
-"""Hours of an average month (8,760 / 12)."""
 DAYS_PER_MONTH = 365.25 / 12
 
 

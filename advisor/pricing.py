@@ -9,11 +9,11 @@ from datetime import date
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneport.advisor.economics import HOURS_PER_MONTH
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
 from tuneport.advisor.simulation import FREE, Paid, Terms
 from tuneport.core.catalogue import Catalogue, Offering, base_of
+from tuneport.core.deployment import HOURS_PER_MONTH
 from tuneport.core.estimate import load_providers
 from tuneport.core.money import Range
 from tuneport.core.prices import Price, PriceBook

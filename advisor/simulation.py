@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 
 from tuneport.advisor.economics import (
-    HOURS_PER_MONTH,
     FloatArray,
     Request,
     TokenPrices,
@@ -35,6 +34,7 @@ from tuneport.advisor.economics import (
     volume_path,
 )
 from tuneport.advisor.intake import Intake
+from tuneport.core.deployment import HOURS_PER_MONTH
 from tuneport.core.money import Range
 
 DRAWS = 10_000

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -22,21 +21,12 @@ import bench_advice
 import bench_data
 import bench_engine
 import bench_measure
+from bench_engine import best
 
 BIN = Path(sys.executable).parent
 START_LIMIT = 0.20 / 0.077
 """Start-up may take 0.20 s where the reference takes 0.077 s (issue 2): a ratio, so that it holds on slower machines too."""
 WORDS = ("please", "refund", "order", "parcel", "late", "charged", "twice", "tent", "pole", "broken", "size", "wrong", "app", "invoice")
-
-
-def best(call: Callable[[], object], repeats: int = 7) -> float:
-    """The shortest of several runs in seconds: what the work takes when nothing else disturbs it."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def command(*arguments: str, cwd: str | None = None) -> Callable[[], object]:
