@@ -15,10 +15,10 @@ def about_incumbent(incumbent: Incumbent, offering: Offering | None, desk: Desk,
     offered = desk.catalogue.models()
     providers = sorted({o.provider for o in offered} | {p.provider for p in desk.book.prices()})
     if incumbent.provider not in providers:
-        yield f"Nothing is known of a provider {incumbent.provider!r} (incumbent.provider){_meant(incumbent.provider, providers)}."
+        yield f"incumbent.provider: nothing is known of {incumbent.provider!r}{_meant(incumbent.provider, providers)}."
     elif offering is None and incumbent.provider != "local":
         names = [name for o in offered if o.provider == incumbent.provider for name in (o.model, o.vendor_id)]
-        what = f"The catalogue has no model {incumbent.model!r} at {incumbent.provider} (incumbent.model), so its end is not known"
+        what = f"incumbent.model: the catalogue has no {incumbent.model!r} at {incumbent.provider}, so its end is not known"
         yield f"{what}{_meant(base_of(incumbent.model), names)}."
     if now.unknown and incumbent.provider != "local":
         yield f"Today's money is unknown: {'; '.join(now.unknown)}. Add them to a price book of your own (TUNEPORT_PRICES, docs/facts.md)."

@@ -68,11 +68,11 @@ Symptom = Literal[
 
 
 def _known_metric(name: str) -> str:
-    if name in METRICS or name.startswith(METRIC_FAMILIES):
+    if name in METRICS or name.startswith(tuple(METRIC_FAMILIES)):
         return name
     close = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.6)
     meant = f" (did you mean {close[0]}?)" if close else ""
-    known = ", ".join((*METRICS, *(f"{begin}..." for begin in METRIC_FAMILIES)))
+    known = ", ".join((*METRICS, *(begin + rest for begin, rest in METRIC_FAMILIES.items())))
     raise PydanticCustomError("metric", "{words}", {"words": f"a metric{meant}: {known}"})
 
 

@@ -48,8 +48,8 @@ METRICS = (
     *TEXT_METRICS, *(f"corpus_{name}" for name in CORPUS),
 )  # fmt: skip
 """Every metric that has one name."""
-METRIC_FAMILIES = ("field.", "judge.", "regex=")
-"""How the names of the others begin."""
+METRIC_FAMILIES: Mapping[str, str] = {"field.": "NAME", "judge.": "RUBRIC", "regex=": "PATTERN"}
+"""How the names of the others begin, and what follows."""
 
 _FENCE = "```"
 _QUOTES = " \"'`*"

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from tuneport.advisor.advise import advise
 from tuneport.advisor.report.render import render_html, render_markdown
 from tuneport.advisor.spending import rates_of
-from tuneport.core.catalogue import load_catalogue
+from tuneport.core.catalogue import lifetime_warnings, load_catalogue
 from tuneport.core.errors import CatalogueError
 from tuneport.core.spec import Data, JobSpec
 from tuneport.tests.advice_cases import TODAY, arm, intake, measurement, plan, share
@@ -51,6 +51,8 @@ def test_a_plan_for_a_tuned_id_says_how_to_continue_it() -> None:
     with pytest.raises(CatalogueError) as refused:
         load_catalogue().offering(JobSpec(model=TUNED, data=Data(train="-")), "openai")
     assert f"continue_from: {TUNED}" in refused.value.fix and "model: gpt-4.1-mini-2025-04-14" in refused.value.fix
+    verbatim = load_catalogue().offering(JobSpec(model={"openai": TUNED}, data=Data(train="-")), "openai")
+    assert "continue_from" in lifetime_warnings(verbatim, TODAY)[0].message
 
 
 @pytest.mark.parametrize(
