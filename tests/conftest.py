@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+# Tests run side by side on models of a few thousand parameters: threads of one test would only wait for those of another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest.register_assert_rewrite("tuneport.providers.conformance")
 
 settings.register_profile("tuneport", deadline=None, derandomize=True, print_blob=True)
