@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CatalogueError, DataError, ProviderError, UsageError
 from tuneport.local_backend import models, turns
-from tuneport.local_backend.jobdir import COMPLETE, JobDir, WorkerState
+from tuneport.local_backend.jobdir import ADAPTER_FILES, COMPLETE, JobDir, WorkerState
 from tuneport.local_backend.records import read_records, write_records
 from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
 from tuneport.providers.local.client import LocalProvider, jobs_folder
@@ -215,3 +216,28 @@ def test_a_key_cannot_leave_the_jobs_folder(tmp_path: Path) -> None:
             provider.find(plan, key)  # type: ignore[arg-type]
     with pytest.raises(ProviderError, match="no local job"):
         provider.poll("tp-unknown")
+
+
+def test_an_export_goes_on_and_mends_what_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = JobDir(tmp_path / "jobs" / "tp-1")
+    job.adapter.mkdir(parents=True)
+    job.config.write_text("{}", encoding="utf-8")
+    for name in ADAPTER_FILES:
+        (job.adapter / name).write_text(name, encoding="utf-8")
+    out = tmp_path / "out"
+    out.mkdir()
+    whole, torn = ADAPTER_FILES[:2]
+    (out / whole).write_text(whole, encoding="utf-8")
+    (out / torn).write_text("", encoding="utf-8")
+    copied: list[str] = []
+    copy = shutil.copyfile
+    monkeypatch.setattr(shutil, "copyfile", lambda a, b: (copied.append(Path(a).name), copy(a, b)))
+    place = LocalProvider(jobs=tmp_path / "jobs")
+    assert {path.name for path in place.download(str(job.path), out)} == set(ADAPTER_FILES)
+    assert copied == [torn]
+    assert (out / torn).read_text(encoding="utf-8") == torn
+    monkeypatch.setattr(shutil, "copyfile", lambda _, b: Path(b).write_text("rubbish", encoding="utf-8"))
+    (out / torn).unlink()
+    with pytest.raises(ProviderError, match="differs"):
+        place.download(str(job.path), out)
+    assert not (out / torn).exists()

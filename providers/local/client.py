@@ -6,6 +6,7 @@ sure that one key never has two workers (``local_backend.jobdir``). The worker o
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -219,7 +220,10 @@ class LocalProvider:
     # -- results -------------------------------------------------------------------------------------------------------
 
     def download(self, ref: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
-        """Copy the finished adapter with its card and configuration into ``folder``. Raises ProviderError before it is there."""
+        """Copy the finished adapter with its card and configuration into ``folder``; what an earlier call brought whole stays.
+
+        Raises ProviderError before there is an adapter, and when a copy is not what was read.
+        """
         job = self._job(ref)
         if not job.finished():
             what = f"job {job.path.name} has no finished adapter"
@@ -228,9 +232,12 @@ class LocalProvider:
         copied: list[Path] = []
         for source in sorted(path for path in job.adapter.iterdir() if path.is_file()):
             target = folder / source.name
-            partial = target.with_name(f".{target.name}.part")
-            shutil.copyfile(source, partial)
-            partial.replace(target)
+            if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+                partial = target.with_name(f".{target.name}.part")
+                shutil.copyfile(source, partial)
+                if not filecmp.cmp(source, partial, shallow=False):
+                    raise ProviderError(f"the copy of {source} in {folder} differs from it", fix="look to that disk, then export again")
+                partial.replace(target)
             copied.append(target)
             if on_progress is not None:
                 size = target.stat().st_size
