@@ -141,11 +141,7 @@ def baseline(
         _scoring(json_schema, metric, primary, tolerance, task, label_field, max_tokens),
         repeats, concurrency, stream, max_usd, price, judge, tuple(rubric or ()), judge_price, judge_labels,
     )  # fmt: skip
-    prompt = {
-        "instruction": terminal.read(instruction).strip() if instruction else None,
-        "template": terminal.read(template) if template else None,
-        "context": context_column is not None,
-    }
+    prompt = _prompt(instruction, template, context_column)
     counts = shots or ((0,) if template else (0, 6))
     if name is not None and len(counts) > 1:
         raise UsageError("--name can name one arm only", fix="give --shots once as well")
@@ -212,12 +208,11 @@ def evaluate(
         _scoring(json_schema, metric, primary, tolerance, task, label_field, max_tokens),
         repeats, concurrency, stream, max_usd, price, judge, tuple(rubric or ()), judge_price, judge_labels, margin,
     )  # fmt: skip
-    prompt = {
-        "shots": (shots or [0])[0],
-        "instruction": terminal.read(instruction).strip() if instruction else None,
-        "template": terminal.read(template) if template else None,
-        "context": context_column is not None,
-    }
+    if shots and len(shots) > 1:
+        raise UsageError("evaluate measures one arm", fix="give --shots once")
+    prompt = {**_prompt(instruction, template, context_column), "shots": shots[0] if shots else 0}
+    if job is not None and (provider or model):
+        raise UsageError("which model to measure is not clear", fix="give --job alone, or --provider with --model")
     if job is not None:
         handle = find_job(job)
         tuned, at, made = handle.model.call_as, handle.provider, handle.id
@@ -273,6 +268,14 @@ def _scoring(
         "task": terminal.one_of("--task", task, Task) if task else None,
         "label_field": label,
         "max_tokens": max_tokens,
+    }
+
+
+def _prompt(instruction: Path | None, template: Path | None, context: str | None) -> dict[str, Any]:
+    return {
+        "instruction": terminal.read(instruction).strip() if instruction else None,
+        "template": terminal.read(template) if template else None,
+        "context": context is not None,
     }
 
 

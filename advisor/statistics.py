@@ -17,7 +17,7 @@ Every interval is two-sided; alpha is 0.05 unless a function takes it. Sources, 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import TypeVar
 
@@ -35,6 +35,8 @@ ASSUMED_DISCORDANCE = 0.2
 
 CHUNK = 4_000_000  # numbers drawn at once: bounds memory at 32 MB, whatever the size of the suite
 _T = TypeVar("_T", bound=Hashable)
+# (cells, weights, labels) to one score for each row of weights
+_Score = Callable[[NDArray[np.int64], NDArray[np.int64], int], NDArray[np.float64]]
 
 
 def wilson(successes: int, n: int, *, alpha: float = ALPHA) -> Estimate:
@@ -160,9 +162,7 @@ def macro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
     A prediction outside these labels (or None: no usable answer) is a miss of the expected label and adds no label of
     its own; otherwise each new kind of rubbish would lower the score once more.
     """
-    _paired_rows(expected, predicted)
-    cells, counts, labels, _ = _cells(expected, predicted)
-    return float(_macro_f1(cells, counts[None, :], labels)[0])
+    return _f1(_macro_f1, expected, predicted)
 
 
 def bootstrap_macro_f1(
@@ -175,19 +175,12 @@ def bootstrap_macro_f1(
     alpha: float = ALPHA,
 ) -> Estimate:
     """Macro-F1 with a bootstrap interval over rows, or over clusters where rows hang together."""
-    n = _paired_rows(expected, predicted)
-    cells, counts, labels, index = _cells(expected, predicted)
-    value = float(_macro_f1(cells, counts[None, :], labels)[0])
-    weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
-    draws = np.concatenate([_macro_f1(cells, chunk, labels) for chunk in weights])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    return _bootstrap_f1(_macro_f1, expected, predicted, clusters, resamples, seed, alpha)
 
 
 def micro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
     """F1 over all rows together. It equals the accuracy unless answers carry none of the labels that occur in ``expected``."""
-    _paired_rows(expected, predicted)
-    cells, counts, labels, _ = _cells(expected, predicted)
-    return float(_micro_f1(cells, counts[None, :], labels)[0])
+    return _f1(_micro_f1, expected, predicted)
 
 
 def bootstrap_micro_f1(
@@ -200,12 +193,7 @@ def bootstrap_micro_f1(
     alpha: float = ALPHA,
 ) -> Estimate:
     """Micro-F1 with a bootstrap interval over rows, or over clusters where rows hang together."""
-    n = _paired_rows(expected, predicted)
-    cells, counts, labels, index = _cells(expected, predicted)
-    value = float(_micro_f1(cells, counts[None, :], labels)[0])
-    weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
-    draws = np.concatenate([_micro_f1(cells, chunk, labels) for chunk in weights])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    return _bootstrap_f1(_micro_f1, expected, predicted, clusters, resamples, seed, alpha)
 
 
 def kappa(one: Sequence[_T], other: Sequence[_T], *, alpha: float = ALPHA) -> Estimate | None:
@@ -387,6 +375,29 @@ def _cells(
     table = [[codes[e], *(codes.get(p, outside) for p in row)] for e, *row in zip(expected, *predicted, strict=True)]
     cells, index, counts = np.unique(np.asarray(table, dtype=np.int64), axis=0, return_inverse=True, return_counts=True)
     return cells, counts.astype(np.int64), outside, index.reshape(-1).astype(np.int64)
+
+
+def _f1(score: _Score, expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
+    _paired_rows(expected, predicted)
+    cells, counts, labels, _ = _cells(expected, predicted)
+    return float(score(cells, counts[None, :], labels)[0])
+
+
+def _bootstrap_f1(
+    score: _Score,
+    expected: Sequence[_T],
+    predicted: Sequence[_T | None],
+    clusters: Sequence[Hashable],
+    resamples: int,
+    seed: int,
+    alpha: float,
+) -> Estimate:
+    n = _paired_rows(expected, predicted)
+    cells, counts, labels, index = _cells(expected, predicted)
+    weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
+    draws = np.concatenate([score(cells, chunk, labels) for chunk in weights])
+    value = float(score(cells, counts[None, :], labels)[0])
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
 
 
 def _macro_f1(cells: NDArray[np.int64], weights: NDArray[np.int64], labels: int) -> NDArray[np.float64]:
