@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 from tuneport.core.errors import TuneportError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import date
     from pathlib import Path
 
     from tuneport.advisor.intake import Intake
     from tuneport.advisor.measurement import Measurement
     from tuneport.advisor.report.model import Report
+    from tuneport.advisor.runs import RunFamily
     from tuneport.core.data.card import DataCard
     from tuneport.core.data.check import CheckOptions, CheckReport
     from tuneport.core.data.facts import JobData
@@ -217,7 +218,8 @@ def advise(
     """Whether and where to fine-tune: the decision with its trace, economics (USD) and evidence.
 
     ``spec`` gives the offers (one plan for each provider that has the model); without it none is costed. Without
-    ``measurement`` the advice can only be what to measure first. ``seed`` fixes the Monte-Carlo draws.
+    ``measurement`` the advice can only be what to measure first. ``seed`` fixes the Monte-Carlo draws. Runs on parts of the data that the
+    ledger holds (TUNEPORT_LEDGER) give the learning curve; no vendor is asked.
     """
     from datetime import date as dates
 
@@ -228,14 +230,36 @@ def advise(
 
     intake = decision if isinstance(decision, Intake) else load_intake(decision)
     plans, unavailable = [], {}
-    if spec is not None:
+    loaded = _loaded(spec) if spec is not None else None
+    if loaded is not None:
         from tuneport.core.data.load import load_job_data
 
-        loaded = _loaded(spec)
         data = load_job_data(loaded)
         for name in registry.names():
             try:
                 plans.append(plan(loaded, name, data=data, today=today))
             except CatalogueError as error:  # the model is not to be had there: no offer
                 unavailable[name] = error.what
-    return decide(intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable)
+    named = {arm.job for arm in measurement.arms if arm.job} if measurement else set()
+    families = _families(loaded, named)
+    return decide(
+        intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable, families=families
+    )
+
+
+def _families(spec: JobSpec | None, jobs: set[str]) -> Sequence[RunFamily]:
+    """Runs of the spec, or of these jobs, on parts of the data; none where no ledger is yet."""
+    from tuneport.advisor.runs import find_runs
+    from tuneport.core.errors import NoLedgerError
+    from tuneport.core.ledger import Ledger
+
+    if spec is None and not jobs:
+        return ()
+    try:
+        ledger = Ledger.open(create=False)
+    except NoLedgerError:
+        return ()
+    try:
+        return find_runs(ledger, spec, jobs)
+    finally:
+        ledger.close()

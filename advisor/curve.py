@@ -1,19 +1,25 @@
 """The learning curve: quality against training rows, ``a - b * n^-c``, and whether more rows are worth their price.
 
+Points come from the decision file where it lists them, else from runs of the ledger that differ only in their share of the rows: with
+the quality that was measured of them, or, where too few were measured, with their validation loss. The loss is a proxy: it is never
+mixed with quality in one curve, and buys no rows.
+
 The form is that of the data term of the published scaling laws for tuning (Zhang et al., arXiv 2402.17193); the exponents are the
 task's own, so they are fitted, never taken from a paper. Few points give an interval, not a number (economics notes 2.4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from tuneport.advisor.economics import FloatArray
 from tuneport.advisor.intake import Intake
-from tuneport.advisor.measurement import Estimate, Measurement
+from tuneport.advisor.measurement import Arm, Estimate, Measurement
+from tuneport.advisor.runs import RunFamily, TrainedRun
 
 EXPONENTS = np.linspace(0.05, 1.0, 20)
 """Values of c that are tried; for each, a and b follow by least squares."""
@@ -22,17 +28,23 @@ MIN_POINTS = 3
 
 
 class CurveRun(BaseModel):
-    """One measured point."""
+    """One point: a run, its rows, and what is known of it. ``origin`` says where both are from."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    arm: str
+    arm: str  # as measured; "" where only the loss is known
     rows: int
-    quality: Estimate
+    quality: Estimate | None
+    job: str = ""
+    loss: float | None = None  # lowest validation loss
+    origin: str = "decision file: learning_curve"
 
 
 class LearningCurve(BaseModel):
-    """The fit and what it says of twice the rows. ``gain`` is the expected rise from the largest run to twice its rows."""
+    """The fit and what it says of twice the rows. ``gain`` is the expected rise from the largest run to twice its rows.
+
+    Where ``measured_by`` is the validation loss, ``gain`` is how far that would fall.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -40,25 +52,68 @@ class LearningCurve(BaseModel):
     ceiling: float | None  # a: what endless rows would reach
     exponent: float | None  # c
     next_rows: int | None
-    gain: Estimate | None  # None: fewer than three runs
+    gain: Estimate | None  # None: fewer than three sizes
     worth_usd: float | None  # value of the gain over the horizon, at the middle of the stated ranges
     price_usd: float | None  # data and labels for the added rows, at the stated cost of the first ones
     more_is_worth: bool | None  # None: not known
     says: str
+    measured_by: Literal["quality", "validation loss"] = "quality"
+    provider: str = ""  # where the runs of the ledger were trained
+    notes: tuple[str, ...] = ()  # runs that were left out, and why
 
 
-def learning_curve(intake: Intake, measurement: Measurement | None, training_rows: int | None, *, seed: int = 0) -> LearningCurve | None:
-    """The curve through the arms that the decision file names; None when it names none that was measured."""
+def learning_curve(
+    intake: Intake, measurement: Measurement | None, training_rows: int | None, families: Sequence[RunFamily] = (), *, seed: int = 0
+) -> LearningCurve | None:
+    """The curve through the arms that the decision file names, else through the runs of the ledger; None when there are none.
+
+    Of several families the one with the most measured sizes counts, then the one with the most sizes.
+    """
     metric = intake.quality.metric
-    arms = {a.name: a for a in measurement.arms if metric in a.metrics} if measurement else {}
-    points = sorted((p for p in intake.learning_curve if p.arm in arms), key=lambda p: p.rows)
-    if not points:
+    arms = [a for a in measurement.arms if metric in a.metrics] if measurement else []
+    named = {a.name: a for a in arms}
+    listed = [
+        (CurveRun(arm=p.arm, rows=p.rows, quality=named[p.arm].metrics[metric]), named[p.arm])
+        for p in intake.learning_curve
+        if p.arm in named
+    ]
+    if listed:
+        return _by_quality(intake, listed, training_rows, seed)
+    found = [(_measured(family, arms, metric), family) for family in families]
+    if not found:
         return None
-    runs = tuple(CurveRun(arm=p.arm, rows=p.rows, quality=arms[p.arm].metrics[metric]) for p in points)
+    points, family = max(found, key=lambda pair: (_sizes(run for run, _ in pair[0]), _sizes(pair[1].runs)))
+    told = {"provider": family.provider, "notes": family.notes}
+    if _sizes(run for run, _ in points) >= MIN_POINTS:
+        return _by_quality(intake, points, training_rows, seed).model_copy(update=told)
+    return _by_loss(family, {run.job for run, _ in points}).model_copy(update=told)
+
+
+def _sizes(runs: Iterable[CurveRun | TrainedRun]) -> int:
+    return len({run.rows for run in runs})
+
+
+def _measured(family: RunFamily, arms: Sequence[Arm], metric: str) -> list[tuple[CurveRun, Arm]]:
+    """The family's runs that were measured, all asked in one way: the way that most sizes were asked in."""
+    rows = {run.job: run for run in family.runs}
+    ways: dict[str, list[tuple[CurveRun, Arm]]] = {}
+    for arm in arms:
+        run = rows.get(arm.job or "")
+        if run is not None:
+            point = CurveRun(arm=arm.name, rows=run.rows, quality=arm.metrics[metric], job=run.job, loss=run.loss, origin=run.origin)
+            ways.setdefault(arm.prompt, []).append((point, arm))
+    return max(ways.values(), key=lambda points: _sizes(run for run, _ in points), default=[])
+
+
+def _by_quality(intake: Intake, points: Sequence[tuple[CurveRun, Arm]], training_rows: int | None, seed: int) -> LearningCurve:
+    """Fitted to the measured quality, with a bootstrap over the rows that all runs answered."""
+    metric = intake.quality.metric
+    points = sorted(points, key=lambda p: p[0].rows)
+    runs = tuple(run for run, _ in points)
     sizes = np.array([r.rows for r in runs], dtype=np.float64)
     if len(set(sizes)) < MIN_POINTS:
         return _unfitted(runs, f"{len(set(sizes))} sizes were measured; a curve needs {MIN_POINTS}, e.g. 25, 50 and 100 % of the rows.")
-    by_row = [{a.row: a.scores[metric] for a in arms[p.arm].answers if metric in a.scores} for p in points]
+    by_row = [{a.row: a.scores[metric] for a in arm.answers if metric in a.scores} for _, arm in points]
     rows = sorted(set.intersection(*(set(scores) for scores in by_row)))
     if not rows:
         return _unfitted(runs, "The runs share no measured row, so no curve can be fitted.")
@@ -91,6 +146,32 @@ def learning_curve(intake: Intake, measurement: Measurement | None, training_row
     )  # fmt: skip
 
 
+def _by_loss(family: RunFamily, measured: Collection[str]) -> LearningCurve:
+    """Fitted to the validation losses, a proxy. The range is over the exponents; a single run's noise is not in it."""
+    runs = tuple(CurveRun(arm="", rows=r.rows, quality=None, job=r.job, loss=r.loss, origin=r.origin) for r in family.runs)
+    missing = [r.job for r in runs if r.job not in measured]
+    how = "Measure them to learn what more rows are worth: " + "; ".join(
+        f"tuneport evaluate SPEC --job {job} --name {job}" for job in missing
+    )  # fmt: skip
+    known = [(r.rows, r.loss) for r in runs if r.loss is not None]
+    if len({rows for rows, _ in known}) < MIN_POINTS:
+        done = _sizes(r for r in runs if r.job in measured)
+        told = f"The ledger has runs of {_sizes(runs)} sizes, {done} of them measured; a curve needs {MIN_POINTS}, e.g. 25, 50 and 100 %"
+        return _unfitted(runs, f"{told} of the rows. {how}.")
+    sizes, losses = np.array([rows for rows, _ in known], dtype=np.float64), np.array([loss for _, loss in known])
+    floor, exponent, fall = _fit(sizes, -losses[:, None], ceiling=0.0)
+    falls = [float(_fit(sizes, -losses[:, None], ceiling=0.0, exponents=[c])[2][0]) for c in EXPONENTS]
+    method = f"range over exponents {EXPONENTS[0]:g} to {EXPONENTS[-1]:g}; the noise of single runs is not in it"
+    gain = Estimate(value=float(fall[0]), low=min(falls), high=max(falls), n=len(known), method=method)
+    doubled = 2 * int(sizes[-1])
+    said = f"Judged by validation loss, a proxy of quality, twice the rows ({doubled:,}) would lower the loss by about {gain.value:.3f}"
+    said = f"{said} ({gain.low:.3f} to {gain.high:.3f}, without the noise of single runs). No rows are bought on a loss. {how}."
+    return LearningCurve(
+        runs=runs, ceiling=-float(floor[0]), exponent=float(exponent[0]), next_rows=doubled, gain=gain, worth_usd=None, price_usd=None,
+        more_is_worth=None, says=said, measured_by="validation loss",
+    )  # fmt: skip
+
+
 def _rounded(usd: float | None) -> str:
     return "an unknown sum" if usd is None else f"${float(f'{usd:.2g}'):,.0f}"
 
@@ -101,24 +182,26 @@ def _unfitted(runs: tuple[CurveRun, ...], says: str) -> LearningCurve:
     )
 
 
-def _fit(sizes: FloatArray, means: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(a, c, rise from the largest size to twice it) for each column of ``means``; b >= 0 and a <= 1, so the curve never falls."""
+def _fit(
+    sizes: FloatArray, means: FloatArray, *, ceiling: float = 1.0, exponents: Sequence[float] | FloatArray = EXPONENTS
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """(a, c, rise from the largest size to twice it) for each column of ``means``; b >= 0 and a <= ``ceiling``: the curve never falls."""
     best = np.full(means.shape[1], np.inf)
-    ceiling, exponent, gain = (np.zeros(means.shape[1]) for _ in range(3))
-    for c in EXPONENTS:
+    asymptote, exponent, gain = (np.zeros(means.shape[1]) for _ in range(3))
+    for c in exponents:
         x = (sizes / sizes[-1]) ** -c
         centred = x - x.mean()
         slope = np.maximum(0.0, -(centred @ means) / (centred @ centred))  # b, in units of the largest size
         a = means.mean(axis=0) + slope * x.mean()
-        over = a > 1
-        slope = np.where(over, np.maximum(0.0, x @ (1 - means) / (x @ x)), slope)  # through the ceiling of 1
-        a = np.where(over, 1.0, a)
+        over = a > ceiling
+        slope = np.where(over, np.maximum(0.0, x @ (ceiling - means) / (x @ x)), slope)  # through the ceiling
+        a = np.where(over, ceiling, a)
         error = ((means - (a - slope * x[:, None])) ** 2).sum(axis=0)
         better = error < best - 1e-15
         best = np.where(better, error, best)
-        ceiling, exponent = np.where(better, a, ceiling), np.where(better, c, exponent)
+        asymptote, exponent = np.where(better, a, asymptote), np.where(better, c, exponent)
         gain = np.where(better, slope * (1 - 2.0**-c), gain)
-    return ceiling, exponent, gain
+    return asymptote, exponent, gain
 
 
 def _worth(intake: Intake, gain: float) -> float | None:

@@ -26,6 +26,7 @@ from tuneport.advisor.report.evidence import evidence_of
 from tuneport.advisor.report.model import Report, Reproducibility, Savings, Sensitivity
 from tuneport.advisor.routing import build_routes
 from tuneport.advisor.rules import Fact, Verdict
+from tuneport.advisor.runs import RunFamily
 from tuneport.advisor.simulation import DRAWS, Terms
 from tuneport.core.catalogue import Catalogue, load_catalogue
 from tuneport.core.money import Range
@@ -42,6 +43,7 @@ def build_report(
     seed: int = 0,
     tuned_from: Mapping[str, str] | None = None,
     unavailable: Mapping[str, str] | None = None,
+    families: Sequence[RunFamily] = (),
     catalogue: Catalogue | None = None,
     prices: PriceBook | None = None,
 ) -> Report:
@@ -73,7 +75,7 @@ def build_report(
         routes=build_routes(desk, measurement, arms.current or arms.incumbent, now, simulation.shared, seed=seed),
         pilot=simulation.pilot(offers, candidates),
         measuring_usd=_measuring(intake, now.terms),
-        curve=learning_curve(intake, measurement, situation.training_rows, seed=seed),
+        curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed),
     )
     if sensitivity:
         sensitivity = _with_verdicts(sensitivity, situation)
@@ -101,7 +103,7 @@ def build_report(
         risks=risks_of(intake, chosen, incumbent, measurement, today),
         warnings=tuple(about_incumbent(intake.incumbent, incumbent, desk, now)),
         reproducibility=Reproducibility(
-            inputs_sha256=_digest(intake, measurement, plans, today, seed), seed=seed, draws=DRAWS, versions=_versions()
+            inputs_sha256=_digest(intake, measurement, plans, families, today, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),
     )
 
@@ -170,8 +172,11 @@ def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Sav
     return Savings(subject=subject, offer=chosen.id, economics=chosen.economics)
 
 
-def _digest(intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], today: date, seed: int) -> str:
-    parts = [intake.model_dump_json(), measurement.model_dump_json() if measurement else "", *(p.model_dump_json() for p in plans)]
+def _digest(
+    intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], families: Sequence[RunFamily], today: date, seed: int
+) -> str:
+    parts = [intake.model_dump_json(), measurement.model_dump_json() if measurement else ""]
+    parts += [part.model_dump_json() for part in (*plans, *families)]
     return hashlib.sha256("\n".join([*parts, today.isoformat(), str(seed)]).encode()).hexdigest()
 
 
