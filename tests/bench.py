@@ -1,6 +1,6 @@
 """Timings, each side by side with a reference in the same run: the ratio is the figure, the seconds are this machine's.
 
-Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data, measure. Prints tables; exits
+Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data, measure, local. Prints tables; exits
 with 1 when a stated limit is passed.
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 import bench_advice
 import bench_data
 import bench_engine
+import bench_local
 import bench_measure
 from bench_engine import best
 
@@ -95,6 +96,7 @@ PARTS: dict[str, Callable[[], int]] = {
     "economics": lambda: bench_engine.show(bench_advice.economics(best)),
     "data": lambda: bench_data.show(bench_data.figures()),
     "measure": lambda: bench_measure.show(bench_measure.rows()),
+    "local": lambda: bench_engine.show(bench_local.rows()),
 }
 
 
