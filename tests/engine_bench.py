@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
-
-from sqlalchemy import event
 
 from tuneport.core.engine import Engine, Job
 from tuneport.core.ledger import JobRecord, Ledger
+from tuneport.core.ledger.database import SQLite
 from tuneport.core.provider import Provider
 from tuneport.tests.fake_provider import Clock, FakeProvider, FakeVendor, make_plan, make_spec, open_rows
+from tuneport.tests.stores import on_connecting
 
 
 class Bench:
@@ -24,8 +23,8 @@ class Bench:
         self.provider = FakeProvider(self.vendor)
         self.providers: dict[str, FakeProvider] = {}  # others, by name
         self.ledger = Ledger.open(where or folder / "ledger.db", now=self.clock.now)
-        if self.ledger.engine.dialect.name == "sqlite":
-            event.listen(self.ledger.engine, "connect", _not_through_to_the_disk)
+        if isinstance(self.ledger.database, SQLite):
+            on_connecting(self.ledger.database, "PRAGMA synchronous=OFF")  # no power fails during a test
         self.engine = Engine(self.ledger, self.get, open_rows, sleep=self.clock.sleep, clock=self.clock.seconds)
         self.spec = make_spec(folder)
         self.plan = make_plan(self.spec)
@@ -40,7 +39,3 @@ class Bench:
     def only_record(self) -> JobRecord:
         (record,) = self.ledger.latest()
         return record
-
-
-def _not_through_to_the_disk(connection: sqlite3.Connection, _record: object) -> None:
-    connection.execute("PRAGMA synchronous=OFF")  # no power fails during a test

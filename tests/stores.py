@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tuneport.core.ledger import Ledger
+from tuneport.core.ledger.database import Database
 
 STORES = ("sqlite", "postgresql")
 _numbers = itertools.count()
@@ -49,7 +50,7 @@ def _template() -> str:
 
 
 def url_of(database: str) -> str:
-    """The SQLAlchemy URL of a database of the server."""
+    """The URL of a database of the server, as TUNEPORT_LEDGER takes it."""
     url: str = _server().get_uri(database)
     return url.replace("postgresql://", "postgresql+psycopg://")
 
@@ -66,3 +67,30 @@ def place(store: str, folder: Path, *, empty: bool = False) -> Iterator[str]:
         yield url_of(name)
     finally:
         _sql("postgres", f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def on_connecting(database: Database, statement: str) -> None:
+    """Have a statement run on every new connection."""
+    connect = database.connect
+
+    def connected() -> Any:
+        connection = connect()
+        connection.execute(statement)
+        return connection
+
+    database.connect = connected  # type: ignore[method-assign]
+
+
+def before_commits(database: Database, act: Callable[[], None]) -> None:
+    """Act just before anything is kept."""
+    spelled, writing = database.spelled, False
+
+    def noted(sql: str) -> str:
+        nonlocal writing
+        if sql in (database.begin_read, database.begin_write):
+            writing = sql == database.begin_write
+        if sql == "COMMIT" and writing:
+            act()
+        return spelled(sql)
+
+    database.spelled = noted  # type: ignore[method-assign]

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1] / ".dev"
 PRELUDE = """
 import json, os, signal, sys
 from pathlib import Path
-from sqlalchemy import event
 from tuneport.core.engine import Engine
 from tuneport.core.ledger import Ledger
 from tuneport.tests.fake_provider import FakeProvider, FakeVendor, make_plan, make_spec, open_rows
+from tuneport.tests.stores import before_commits
 
 folder, where, faults, kill_at = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]), int(sys.argv[4])
 ledger = Ledger.open(where)
@@ -34,12 +34,13 @@ provider = FakeProvider(FakeVendor(folder / "vendor.json"), faults)
 engine = Engine(ledger, lambda name, options: provider, open_rows, sleep=lambda seconds: None)
 commits = 0
 
-@event.listens_for(ledger.engine, "commit")
-def kill_before_commit(connection):
+def count():
     global commits
     commits += 1
     if commits == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
+
+before_commits(ledger.database, count)
 """
 SUBMIT = PRELUDE + "spec = make_spec(folder)\nprint(engine.submit(spec, make_plan(spec)).ref)\n"
 RECONCILE = PRELUDE + """

@@ -6,26 +6,23 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine as SqlEngine
-from sqlalchemy import QueuePool, event
 
 from tuneport.core.engine import Engine
 from tuneport.core.errors import TuneportError
 from tuneport.core.job import JobState
-from tuneport.core.ledger import Ledger, Step, database
-from tuneport.core.ledger.database import WRITES
-from tuneport.core.ledger.locks import Locks, database_locks
-from tuneport.core.ledger.tables import metadata
+from tuneport.core.ledger import Ledger, Step
+from tuneport.core.ledger.database import Database, SQLite
+from tuneport.core.ledger.locks import locks_of
 from tuneport.tests.fake_provider import Clock, Died, FakeProvider, FakeVendor, make_plan, make_spec, open_rows
-from tuneport.tests.stores import place
+from tuneport.tests.stores import before_commits, on_connecting, place
 
 SEQUENCES = int(os.environ.get("TUNEPORT_FAULT_SEQUENCES", "1000"))
 LOST = ["reset_before", "reset_after", "die_before", "die_after", "rate_limit"]
@@ -37,26 +34,47 @@ FAULTS_BY_CALL = st.fixed_dictionaries(
 )
 
 
-class Store:
-    """A database that is used again and again, over connections that are kept open: opening them would take most of the time."""
+class KeptOpen(SQLite):
+    """Connections stay open: opening them would take most of the time."""
 
-    def __init__(self, ledger: Ledger, engine: SqlEngine, locks: Locks) -> None:
-        self.name, self.engine, self.locks = ledger.name, engine, locks
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self._idle: list[Any] = []
+
+    @contextmanager
+    def lend(self) -> Iterator[Any]:  # type: ignore[override]
+        connection = self._idle.pop() if self._idle else self.connect()
+        try:
+            yield connection
+        finally:
+            self._idle.append(connection)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+
+class Store:
+    """A database that is used again and again."""
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.locks = database, locks_of(database)
         self.commits_left: int | None = None  # of the process that is at work; it dies at its last one
 
-        @event.listens_for(engine, "commit")
-        def _die_before_it(_connection: object) -> None:
+        def die_at_the_last() -> None:
             if self.commits_left is not None:
                 self.commits_left -= 1
                 if self.commits_left == 0:
                     raise Died
 
+        before_commits(database, die_at_the_last)
+
     def clear(self) -> None:
         """Forget all jobs."""
         self.commits_left = None
-        with self.engine.execution_options(**{WRITES: True}).begin() as connection:
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
+        with self.database.transaction(write=True) as connection:
+            for table in ("transitions", "events", "checkpoints", "jobs"):
+                connection.run(f"DELETE FROM {table}")
 
 
 class World:
@@ -76,7 +94,7 @@ class World:
 
     def process(self, provider: FakeProvider | None = None) -> Engine:
         """A new process, without faults of its own."""
-        ledger = Ledger(self.store.engine, self.store.locks, self.store.name, self.clock.now)
+        ledger = Ledger(self.store.database, self.store.locks, self.clock.now)
         provider = provider or FakeProvider(self.vendor)
         return Engine(ledger, lambda _name, _options: provider, open_rows, sleep=self.clock.sleep, clock=self.clock.seconds)
 
@@ -166,22 +184,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def sqlite(folder: Path) -> Iterator[Store]:
-    ledger = Ledger.open(folder / "ledger.db")
-    engine = database._sqlite(ledger.engine.url, QueuePool)
-
-    @event.listens_for(engine, "connect")
-    def _not_through_to_the_disk(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA synchronous=OFF")  # no power fails here; the processes that die are this one
-
-    yield Store(ledger, engine, database_locks(engine, ledger.name))
-    engine.dispose()
+    Ledger.open(folder / "ledger.db")
+    database = KeptOpen(folder / "ledger.db")
+    on_connecting(database, "PRAGMA synchronous=OFF")  # no power fails here; the processes that die are this one
+    yield Store(database)
+    database.close()
 
 
 @pytest.fixture(scope="module")
 def postgresql(folder: Path) -> Iterator[Store]:
     with place("postgresql", folder) as where:
         ledger = Ledger.open(where)
-        yield Store(ledger, ledger.engine, database_locks(ledger.engine, ledger.name))
+        yield Store(ledger.database)
         ledger.close()
 
 

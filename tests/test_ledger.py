@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import event
 
 from tuneport.core.errors import LedgerError
 from tuneport.core.job import JobState
 from tuneport.core.ledger import Ledger
 from tuneport.core.ledger import database as database_module
-from tuneport.core.ledger.database import HEAD, SCRIPTS
+from tuneport.core.ledger.schema import HEAD, SCRIPTS
 from tuneport.tests.fake_provider import make_plan, make_spec
+from tuneport.tests.stores import on_connecting
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -119,9 +119,7 @@ def test_the_password_of_a_url_is_never_shown(monkeypatch: pytest.MonkeyPatch) -
 def test_a_full_disk_keeps_what_was_recorded(tmp_path: Path, ledger: Ledger) -> None:
     job_id = add(ledger, tmp_path)
 
-    @event.listens_for(ledger.engine, "connect")
-    def _no_room(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count=1")  # SQLite then behaves as on a full disk
+    on_connecting(ledger.database, "PRAGMA max_page_count=1")  # SQLite then behaves as on a full disk
 
     def fill() -> None:
         for number in range(100):

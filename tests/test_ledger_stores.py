@@ -5,23 +5,21 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from alembic import command
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from sqlalchemy import Engine, create_engine, event, insert, inspect, text
-from sqlalchemy.exc import IntegrityError
 
 from tuneport.core.errors import LedgerError, UsageError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.ledger import Ledger, Step
-from tuneport.core.ledger.database import HEAD, SCRIPTS, WRITES, upgrade
-from tuneport.core.ledger.locks import database_locks
-from tuneport.core.ledger.tables import jobs, metadata
+from tuneport.core.ledger.database import Connection, Database, PostgreSQL, SQLite, database_at
+from tuneport.core.ledger.locks import locks_of
+from tuneport.core.ledger.records import DeploymentChange, DeploymentRecord, JobRecord, LookRecord, Transition
+from tuneport.core.ledger.schema import HEAD, SCRIPTS, upgrade
 from tuneport.core.money import Range
 from tuneport.tests.fake_provider import make_plan, make_spec
 from tuneport.tests.stores import STORES, place
@@ -56,10 +54,33 @@ def add(ledger: Ledger, folder: Path, job_id: str = "j-aaaaaa") -> str:
     return job_id
 
 
-def drift(engine: Engine) -> list[object]:
-    """What alembic would still change."""
-    with engine.connect() as connection:
-        return list(compare_metadata(MigrationContext.configure(connection, opts={"compare_server_default": True}), metadata))
+def columns(database: Database, table: str) -> list[str]:
+    """The columns of a table, in their order."""
+    query = f"SELECT name FROM pragma_table_info('{table}')"
+    if isinstance(database, PostgreSQL):
+        query = f"SELECT column_name FROM information_schema.columns WHERE table_name = '{table}' ORDER BY ordinal_position"
+    with database.transaction() as connection:
+        return [name for (name,) in connection.run(query)]
+
+
+def names(record: type[Any], *others: str) -> set[str]:
+    return {field.name for field in fields(record)} | set(others)
+
+
+SCHEMA = {
+    "jobs": names(JobRecord, "sources", "spec", "plan"),
+    "transitions": names(Transition, "id", "job_id"),
+    "events": names(JobEvent, "event_id", "job_id"),
+    "checkpoints": names(Checkpoint, "job_id"),
+    "deployments": names(DeploymentRecord, "plan"),
+    "deployment_changes": names(DeploymentChange, "id", "deployment_id"),
+    "looks": names(LookRecord, "id"),
+}
+
+
+def schema(database: Database) -> dict[str, set[str]]:
+    """The columns of every table of the ledger."""
+    return {table: set(columns(database, table)) for table in SCHEMA}
 
 
 # Migrations
@@ -67,24 +88,19 @@ def drift(engine: Engine) -> list[object]:
 
 def test_a_new_ledger_has_the_schema_of_the_code(empty: str) -> None:
     ledger = Ledger.open(empty)
-    assert drift(ledger.engine) == []
+    assert schema(ledger.database) == SCHEMA
     ledger.close()
 
 
-def at_revision(where: str, revision: str) -> Engine:
+def at_revision(where: str, revision: str) -> Database:
     """A database with the schema of an older tuneport."""
-    engine = create_engine(where if "://" in where else f"sqlite:///{where}")
-    config = Config(attributes={})
-    config.set_main_option("script_location", str(SCRIPTS))
-    config.set_main_option("path_separator", "os")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, revision)
-    return engine
+    database = database_at(where, create=True)
+    upgrade(database, locks_of(database), head=revision)
+    return database
 
 
 def test_a_ledger_of_the_first_version_keeps_its_jobs(empty: str, tmp_path: Path) -> None:
-    engine = at_revision(empty, "0001")
+    database = at_revision(empty, "0001")
     spec = make_spec(tmp_path)
     plan = make_plan(spec)
     row = {
@@ -93,16 +109,16 @@ def test_a_ledger_of_the_first_version_keeps_its_jobs(empty: str, tmp_path: Path
         "billed_tokens": 2**40, "created_at": NOW, "updated_at": NOW, "last_seen_at": NOW, "uploads": {"train": "file-1"}, "sources": {},
         "spec": spec.model_dump(mode="json"), "plan": plan.model_dump(mode="json"),
     }  # fmt: skip
-    with engine.begin() as connection:
-        connection.execute(insert(jobs), row)
+    with database.transaction(write=True) as connection:
+        connection.insert("jobs", row)
         for table in ("transitions", "events"):
             other = {"job_id": "j-aaaaaa", "at": NOW}
             own = {"state": "running", "raw_state": "training", "note": "created"} if table == "transitions" else {
                 "event_id": "ev-1", "level": "info", "message": "step 1", "metrics": {"loss": 1.5}}  # fmt: skip
-            connection.execute(insert(metadata.tables[table]), other | own)
-    engine.dispose()
+            connection.insert(table, other | own)
+    database.close()
     ledger = Ledger.open(empty)
-    assert drift(ledger.engine) == []
+    assert schema(ledger.database) == SCHEMA
     record = ledger.get("j-aaaaaa")
     assert (record.state, record.ref, record.billed_tokens, record.created_at) == (JobState.RUNNING, "ft-0", 2**40, NOW)
     assert record.planned_usd == record.estimate_usd == Range(low=1, high=2)
@@ -110,10 +126,10 @@ def test_a_ledger_of_the_first_version_keeps_its_jobs(empty: str, tmp_path: Path
     assert [t.note for t in ledger.transitions(record.id)] == ["created"]
     assert [e.metrics for e in ledger.events(record.id)] == [{"loss": 1.5}]
     twin = {**row, "id": "j-bbbbbb"}  # the key stays unique, and rows of unknown jobs stay refused, in the new table
-    with pytest.raises(IntegrityError), ledger.engine.begin() as connection:
-        connection.execute(insert(jobs), twin)
-    with pytest.raises(IntegrityError), ledger.engine.begin() as connection:
-        connection.execute(insert(metadata.tables["events"]), {**other, **own, "job_id": "j-nobody"})
+    with pytest.raises(LedgerError, match=r"(?i)unique"), ledger.database.transaction(write=True) as connection:
+        connection.insert("jobs", twin)
+    with pytest.raises(LedgerError, match=r"(?i)foreign key"), ledger.database.transaction(write=True) as connection:
+        connection.insert("events", {**other, **own, "job_id": "j-nobody"})
     assert ledger.observe(record.id, RemoteJob("ft-0", JobState.SUCCEEDED, "done")).state is JobState.SUCCEEDED
     ledger.close()
 
@@ -129,10 +145,10 @@ def _scripts_with(folder: Path, body: str) -> Path:
 def test_an_older_ledger_is_migrated_with_its_jobs_and_then_refused_by_older_code(tmp_path: Path, where: str, ledger: Ledger) -> None:
     job_id = add(ledger, tmp_path)
     scripts = _scripts_with(tmp_path, "op.add_column('jobs', sa.Column('colour', sa.Text))")
-    upgrade(ledger.engine, database_locks(ledger.engine, str(tmp_path / "other")), ledger.name, scripts=scripts, head="next")
+    upgrade(ledger.database, locks_of(ledger.database), scripts=scripts, head="next")
     assert ledger.get(job_id).id == job_id
-    with ledger.engine.connect() as connection:
-        assert connection.execute(text("SELECT colour FROM jobs")).fetchall() == [(None,)]
+    with ledger.database.transaction() as connection:
+        assert connection.run("SELECT colour FROM jobs") == [(None,)]
     with pytest.raises(LedgerError, match="version next, which is newer than this tuneport"):
         Ledger.open(where)
 
@@ -140,25 +156,23 @@ def test_an_older_ledger_is_migrated_with_its_jobs_and_then_refused_by_older_cod
 def test_a_migration_that_fails_half_way_changes_nothing(tmp_path: Path, where: str, ledger: Ledger) -> None:
     job_id = add(ledger, tmp_path)
     scripts = _scripts_with(tmp_path, "op.add_column('jobs', sa.Column('colour', sa.Text)); op.drop_table('nowhere')")
-    with pytest.raises(Exception, match="nowhere"):
-        upgrade(ledger.engine, database_locks(ledger.engine, str(tmp_path / "other")), ledger.name, scripts=scripts, head="next")
+    with pytest.raises(LedgerError, match="nowhere"):
+        upgrade(ledger.database, locks_of(ledger.database), scripts=scripts, head="next")
     again = Ledger.open(where)
     assert again.get(job_id).id == job_id
-    assert drift(ledger.engine) == []
+    assert schema(ledger.database) == SCHEMA
     again.close()
 
 
 def test_a_migration_never_leaves_rows_of_unknown_jobs(tmp_path: Path) -> None:
     where = str(tmp_path / "ledger.db")  # SQLite alone checks them afterwards: it cannot while it rebuilds a table
-    engine = at_revision(where, "0001")
-    with engine.begin() as connection:
-        connection.execute(text("INSERT INTO transitions (job_id, at, state, raw_state, note) VALUES ('j-lost', '2026-11-22', '', '', '')"))
-    engine.dispose()
+    database = at_revision(where, "0001")
+    with closing(database.connect()) as connection:
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute("INSERT INTO transitions (job_id, at, state, raw_state, note) VALUES ('j-lost', '2026-11-22', '', '', '')")
     with pytest.raises(LedgerError, match="left at version 0001"):
         Ledger.open(where)
-    engine = create_engine(f"sqlite:///{where}")
-    assert not inspect(engine).has_table("checkpoints")
-    engine.dispose()
+    assert columns(database, "checkpoints") == []
 
 
 def test_many_can_open_a_new_ledger_at_once(empty: str) -> None:
@@ -263,8 +277,8 @@ def test_no_secret_reaches_the_ledger(tmp_path: Path, ledger: Ledger, monkeypatc
     ledger.asked(job_id, said)
     other = add(ledger, tmp_path, "j-bbbbbb")
     ledger.ended_unmade(other, JobState.FAILED, said)
-    with ledger.engine.connect() as connection:
-        rows = [row for table in metadata.tables.values() for row in connection.execute(table.select())]
+    with ledger.database.transaction() as connection:
+        rows = [row for table in SCHEMA for row in connection.run(f"SELECT * FROM {table}")]
     stored = "\n".join(map(str, rows))
     assert stored.count("vendor said: [secret] and [secret]") >= 8
     assert not any(secret in stored for secret in secrets)
@@ -276,8 +290,8 @@ def test_rows_of_unknown_jobs_are_refused_by_the_database(ledger: Ledger) -> Non
     with pytest.raises(UsageError):
         ledger.note("j-none", "x")
     row = {"job_id": "no", "event_id": "1", "at": NOW, "level": "", "message": "", "metrics": {}}
-    with pytest.raises(IntegrityError), ledger.engine.begin() as connection:
-        connection.execute(insert(metadata.tables["events"]), row)
+    with pytest.raises(LedgerError, match=r"(?i)foreign key"), ledger.database.transaction(write=True) as connection:
+        connection.insert("events", row)
 
 
 # Claims
@@ -300,8 +314,8 @@ def test_a_claim_whose_session_the_server_ends_is_noticed(tmp_path: Path) -> Non
         ledger, other = Ledger.open(where), Ledger.open(where)
         with ledger.claim("j-1") as held:
             assert held is not None
-            with other.engine.begin() as connection:
-                connection.execute(text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"))
+            with other.database.transaction() as connection:
+                connection.run("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
             assert not held()
             with other.claim("j-1") as taken:
                 assert taken is not None
@@ -315,7 +329,7 @@ def test_a_claim_whose_session_the_server_ends_is_noticed(tmp_path: Path) -> Non
 def fill(ledger: Ledger, folder: Path, count: int) -> None:
     """Copies of a real row, spec and plan and all: every 1,000th still runs, every 100th is of a second provider."""
     add(ledger, folder)
-    if ledger.engine.dialect.name == "sqlite":
+    if isinstance(ledger.database, SQLite):
         numbers = f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count - 1}) "
         moment = "datetime('2026-01-01', '+' || i || ' minutes') || '.000000'"
     else:
@@ -326,11 +340,11 @@ def fill(ledger: Ledger, folder: Path, count: int) -> None:
         "state": "CASE WHEN i % 1000 = 0 THEN 'running' ELSE 'succeeded' END",
         "provider": "CASE WHEN i % 100 = 1 THEN 'rare' ELSE 'fake' END",
     }  # fmt: skip
-    rest = [column.name for column in jobs.c if column.name not in new]
+    rest = sorted(SCHEMA["jobs"] - set(new))
     statement = f"INSERT INTO jobs ({', '.join([*new, *rest])}) {numbers}"
-    with ledger.engine.execution_options(**{WRITES: True}).begin() as connection:
-        connection.execute(text(f"{statement} SELECT {', '.join([*new.values(), *rest])} FROM n, jobs"))
-        connection.execute(text("ANALYZE"))
+    with ledger.database.transaction(write=True) as connection:
+        connection.run(f"{statement} SELECT {', '.join([*new.values(), *rest])} FROM n, jobs")
+        connection.run("ANALYZE")
 
 
 QUERIES = {
@@ -344,30 +358,30 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_listing_many_jobs_takes_an_index_and_sorts_nothing(store: str, tmp_path: Path) -> None:
+def test_listing_many_jobs_takes_an_index_and_sorts_nothing(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with place(store, tmp_path) as where:
         ledger = Ledger.open(where)
         fill(ledger, tmp_path, 20_000)
-        asked: list[tuple[str, object]] = []
+        asked: list[tuple[str, Any]] = []
+        run = Connection.run
 
-        @event.listens_for(ledger.engine, "before_cursor_execute")
-        def _note(_connection, _cursor, statement, parameters, _context, _many):  # type: ignore[no-untyped-def]
-            asked.append((statement, parameters))
+        def noted(connection: Connection, sql: str, values: Any = None) -> Any:
+            asked.append((sql, values))
+            return run(connection, sql, values)
 
+        monkeypatch.setattr(Connection, "run", noted)
         for name, query in QUERIES.items():
             asked.clear()
             assert query(ledger), name
             (statement, parameters) = next(pair for pair in asked if "FROM jobs" in pair[0])
             explain = "EXPLAIN QUERY PLAN" if store == "sqlite" else "EXPLAIN"
-            with ledger.engine.connect() as connection:
-                plan = "\n".join(str(tuple(row)) for row in connection.exec_driver_sql(f"{explain} {statement}", parameters))
+            with ledger.database.transaction() as connection:
+                plan = "\n".join(str(row) for row in connection.run(f"{explain} {statement}", parameters))
             assert "USING INDEX" in plan or "Index Scan" in plan or "sqlite_autoindex" in plan, f"{name}: {plan}"
             assert "TEMP B-TREE" not in plan and "Seq Scan" not in plan and "Sort" not in plan, f"{name}: {plan}"
         ledger.close()
 
 
 def test_what_is_listed_lies_before_what_is_large(ledger: Ledger) -> None:
-    names = [column["name"] for column in inspect(ledger.engine).get_columns("jobs")]
-    if ledger.engine.dialect.name == "sqlite":  # it reads a row from its start
-        assert names[-4:] == ["uploads", "sources", "spec", "plan"]
-    assert set(names) == set(jobs.c.keys())
+    if isinstance(ledger.database, SQLite):  # it reads a row from its start
+        assert columns(ledger.database, "jobs")[-4:] == ["uploads", "sources", "spec", "plan"]

@@ -1,9 +1,9 @@
 """The ledger: the durable store of jobs, their history and their events.
 
-    database.py     opens SQLite or PostgreSQL, migrates, turns database errors into LedgerError
+    database.py     transactions in SQLite or PostgreSQL; turns their errors into LedgerError
+    schema.py       brings a ledger to the newest schema, which migrations/ holds (alembic)
     locks.py        claims on a job that end with the process that holds them
-    tables.py       the schema;  migrations/  how older ledgers get there (alembic)
-    records.py      what is read back
+    records.py      what is read back;  rows.py  how a row becomes a record
     store.py        Ledger: every read and write of jobs
     deployments.py  and of deployments (``Ledger.deployments``)
     looks.py        and of looks at sealed test sets (``Ledger.looks``)

@@ -12,12 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from tuneport.core.ledger.database import Database, SQLite
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,9 +39,9 @@ class Locks(Protocol):
         ...
 
 
-def database_locks(engine: Engine, name: str) -> Locks:
-    """The locks that fit the database; ``name`` is the path of a SQLite ledger."""
-    return FileLocks(Path(f"{name}.locks")) if engine.dialect.name == "sqlite" else SessionLocks(engine)
+def locks_of(database: Database) -> Locks:
+    """The locks that fit the database."""
+    return FileLocks(Path(f"{database.name}.locks")) if isinstance(database, SQLite) else SessionLocks(database)
 
 
 class FileLocks:
@@ -100,8 +99,8 @@ def _locked(path: Path) -> int | None:
 class SessionLocks:
     """Advisory locks, each held by a PostgreSQL session of its own."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     @contextmanager
     def claim(self, name: str) -> Iterator[StillHeld | None]:
@@ -117,29 +116,22 @@ class SessionLocks:
     def _session(self, function: str, name: str) -> Iterator[StillHeld | None]:
         # Postgres locks a 64-bit number; names of this ledger's locks are mapped to one.
         number = int.from_bytes(hashlib.sha256(f"tuneport {name}".encode()).digest()[:8], signed=True)
-        with self._engine.connect() as connection:
+        with closing(self._database.connect()) as session:
 
             def alive() -> bool:
                 try:
-                    connection.execute(text("SELECT 1"))
-                except SQLAlchemyError:
+                    session.execute("SELECT 1")
+                except self._database.errors:
                     return False
                 return True
 
-            taken = connection.execute(text(f"SELECT {function}(:number)"), {"number": number}).scalar()
+            (taken,) = session.execute(f"SELECT {function}(%s)", (number,)).fetchone()
             try:
                 yield None if taken is False else alive
             finally:
                 if taken is not False:
-                    self._release(connection, number)
+                    self._release(session, number)
 
-    @staticmethod
-    def _release(connection: Connection, number: int) -> None:
-        released = False
-        try:  # the server answers once the lock is free; ending the session alone would free it a moment later
-            released = connection.execute(text("SELECT pg_advisory_unlock(:number)"), {"number": number}).scalar() is True
-        except SQLAlchemyError:
-            pass
-        finally:
-            if not released:
-                connection.invalidate()  # ends the session and with it the lock, whatever state it is in
+    def _release(self, session: Any, number: int) -> None:
+        with suppress(self._database.errors):  # the server answers once the lock is free; ending the session frees it a moment later
+            session.execute("SELECT pg_advisory_unlock(%s)", (number,))

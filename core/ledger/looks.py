@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select
-
+from tuneport.core.ledger.database import Database
 from tuneport.core.ledger.records import LookRecord
-from tuneport.core.ledger.tables import looks
+from tuneport.core.ledger.rows import Rows
 from tuneport.core.secrets import redact
 
-Connections = Callable[[], AbstractContextManager[Connection]]
+_LOOKS = Rows(LookRecord, "looks")
 
 
 class LookStore:
     """Looks of one ledger: ``Ledger.looks``. Raises LedgerError when the database fails; stores no secrets."""
 
-    def __init__(self, read: Connections, write: Connections, now: Callable[[], datetime]) -> None:
-        self._read, self._write, self._now = read, write, now
+    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+        self._database, self._now = database, now
 
     def add(self, suite_sha256: str, suite: str, arms: Iterable[tuple[str, str, str]], rows: int) -> None:
         """Write down, all or none, that arms (name, provider, model) were scored on these test rows now."""
@@ -27,12 +25,10 @@ class LookStore:
         shared = {"at": now, "suite_sha256": suite_sha256, "suite": redact(suite), "rows": rows}
         lines = [{**shared, "arm": redact(arm), "provider": provider, "model": redact(model)} for arm, provider, model in arms]
         if lines:
-            with self._write() as connection:
-                connection.execute(insert(looks), lines)
+            with self._database.transaction(write=True) as connection:
+                connection.insert("looks", *lines)
 
     def of(self, suite_sha256: str) -> list[LookRecord]:
         """Every look at these test rows, oldest first."""
-        query = select(looks).where(looks.c.suite_sha256 == suite_sha256).order_by(looks.c.id)
-        names = ("at", "suite_sha256", "suite", "arm", "provider", "model", "rows")
-        with self._read() as connection:
-            return [LookRecord(*(getattr(row, name) for name in names)) for row in connection.execute(query)]
+        with self._database.transaction() as connection:
+            return connection.all(_LOOKS, "WHERE suite_sha256 = :suite ORDER BY id", suite=suite_sha256)

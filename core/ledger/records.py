@@ -31,35 +31,35 @@ class JobRecord:
     """A job as the ledger knows it. Moments are timezone-aware; None means unknown or not yet."""
 
     id: str
-    key: str
+    key: str  # the idempotency key that travels to the vendor
     provider: str
-    model: str
+    model: str  # base model, as planned
     method: str
     state: JobState
     raw_state: str
     step: Step
-    ref: str | None
+    ref: str | None  # the vendor's id
     tuned_model: str | None
     message: str
-    progress: float | None
+    progress: float | None  # 0..1
     seconds_left: float | None
-    estimate_low_usd: float | None
+    estimate_low_usd: float | None  # as shown to the user; both None: unknown
     estimate_high_usd: float | None
-    planned_low_usd: float | None
+    planned_low_usd: float | None  # the plan's own, before bills corrected it
     planned_high_usd: float | None
     billed_usd: float | None
     billed_tokens: int | None
     created_at: datetime
-    updated_at: datetime
-    create_called_at: datetime | None
-    last_seen_at: datetime | None
-    read_error_at: datetime | None
+    updated_at: datetime  # last change of any kind
+    create_called_at: datetime | None  # set just before Provider.create
+    last_seen_at: datetime | None  # last good read of the vendor
+    read_error_at: datetime | None  # set while reads fail
     read_error: str | None
     cancel_requested_at: datetime | None
-    pause_requested_at: datetime | None
+    pause_requested_at: datetime | None  # last time; so are the next two
     resumed_at: datetime | None
-    deleted_at: datetime | None
-    uploads: Mapping[str, str] | None
+    deleted_at: datetime | None  # what the job left at the vendor was removed
+    uploads: Mapping[str, str] | None  # {role: file id}; None until uploaded
 
     @property
     def estimate_usd(self) -> Range | None:
@@ -100,32 +100,32 @@ class DeploymentRecord:
     """A deployment as the ledger knows it. Moments are timezone-aware; None means unknown or not yet."""
 
     id: str
-    key: str
+    key: str  # the idempotency key that travels to the vendor
     job_id: str
     provider: str
-    model: str
+    model: str  # the tuned model, as the vendor calls it
     mode: str
     state: DeploymentState
     raw_state: str
-    step: Step
+    step: Step  # never UPLOADED
     ref: str | None
     call_as: str | None
     message: str
-    low_usd_per_hour: float | None
+    low_usd_per_hour: float | None  # both None: unknown
     high_usd_per_hour: float | None
     committed_hours: float
     may_idle: bool
-    stands_on: str | None
+    stands_on: str | None  # id of the deployment that it shares
     created_at: datetime
     updated_at: datetime
-    create_called_at: datetime | None
-    ready_at: datetime | None
+    create_called_at: datetime | None  # set just before Deployer.create
+    ready_at: datetime | None  # first seen serving
     last_seen_at: datetime | None
     read_error_at: datetime | None
     read_error: str | None
-    expires_at: datetime | None
+    expires_at: datetime | None  # when it shall be undeployed; None: never by itself
     undeploy_requested_at: datetime | None
-    ended_at: datetime | None
+    ended_at: datetime | None  # seen gone, or refused
 
     @property
     def usd_per_hour(self) -> Range | None:
@@ -198,7 +198,7 @@ class LookRecord:
     """One time that a model's answers were scored on a sealed test set."""
 
     at: datetime
-    suite_sha256: str
+    suite_sha256: str  # of prompts and expected answers
     suite: str
     arm: str
     provider: str

@@ -1,14 +1,11 @@
-"""Run by alembic: migrates over the connection that ``tuneport.core.ledger.database`` hands in, in one transaction."""
+"""Run by alembic: migrates over the connection that ``tuneport.core.ledger.schema`` hands in, in one transaction."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from tuneport.core.ledger.tables import metadata
-
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=metadata,
     # SQLite can roll back schema changes (alembic assumes otherwise because of the driver's own transaction handling,
     # which database.py switches off), so a crash half-way leaves the old ledger whole.
     transactional_ddl=True,
