@@ -73,6 +73,9 @@ class FireworksOptions(Options):
     is_turbo: bool | None = None
 
 
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+
+
 class LocalOptions(Options):
     """This machine: transformers, PEFT and TRL."""
 
@@ -85,6 +88,15 @@ class LocalOptions(Options):
     ] = None
     virtual_tokens: Annotated[int | None, Field(ge=1, le=1024, description="Virtual tokens of prefix and prompt tuning.")] = None
     gpu_memory_gib: Annotated[float | None, Field(gt=0, description="The most GPU memory that training may take, for a shared GPU.")] = None
+    tracking: Annotated[
+        tuple[Tracker, ...] | None, Field(description="Trackers that follow the run, in the job's folder; tracking.wandb names W&B's run.")
+    ] = None
+    wandb_mode: Annotated[
+        Literal["offline", "online"] | None, Field(description="online sends metrics and settings to W&B; offline by default.")
+    ] = None
+    mlflow_uri: Annotated[
+        str | None, Field(min_length=1, description="MLflow's tracking URI, e.g. sqlite:////data/mlflow.db or a server's address.")
+    ] = None
     gpu_usd_per_hour: Annotated[float | None, Field(ge=0, description="What an hour of this machine costs you, for estimates.")] = None
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
+from tuneport.core.options import Tracker
 from tuneport.core.spec import Method, TuningKind
 
 Positive = Annotated[int, Field(ge=1)]
@@ -64,6 +65,18 @@ class Rewards(_Part):
     max_output_tokens: Positive
 
 
+class Tracking(_Part):
+    """Which trackers follow the run, and what the run is called there; the names are W&B's."""
+
+    trackers: tuple[Tracker, ...] = ()
+    project: str | None = None
+    entity: str | None = None
+    run_name: str | None = None
+    run_tags: tuple[str, ...] | None = None
+    wandb_online: bool = False
+    mlflow_uri: str | None = None  # None: a file in the job's folder
+
+
 class TrainConfig(_Part):
     """One run. Every value is final: the worker adds no default of its own."""
 
@@ -100,5 +113,6 @@ class TrainConfig(_Part):
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training rows; a smaller share is part of a larger one
     gpu_memory_gib: Annotated[float | None, Field(gt=0)] = None  # at most; None: all that is free
     chat_template: str | None = None  # path of a Jinja template; None: the model's own
+    tracking: Tracking = Tracking()
     train_file: str = "${upload:train}"
     validation_file: str | None = None

@@ -7,6 +7,7 @@
     request          "cancel" or "pause" when the user asked the worker to stop
     state.json       the last known state; events.jsonl the story, one line per event; worker.log the worker's output
     checkpoints/     checkpoint-N, each with a file COMPLETE once it is whole
+    tracking/        what TensorBoard, W&B or MLflow are to read, when the job asks for them
     best/, adapter/  the adapter with the lowest validation loss so far; the finished adapter with its model card. Full tuning
                      leaves a whole model in their place
 
@@ -19,7 +20,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -95,6 +96,7 @@ class JobDir:
         self.best = path / "best"
         self.adapter = path / "adapter"
         self.chat_template = path / "chat_template.jinja"
+        self.follower: Callable[[dict[str, float]], None] | None = None  # is told the metrics of every event that is added
         self._state = path / "state.json"
         self._events = path / "events.jsonl"
         self._worker = path / "worker.json"
@@ -125,6 +127,8 @@ class JobDir:
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._events.open("ab", buffering=0) as file:
             file.write(data)
+        if metrics and self.follower is not None:
+            self.follower(metrics)
 
     def mend_events(self) -> None:
         """Cut off a last line that a killed worker left unfinished, so that later lines stay readable."""

@@ -122,6 +122,7 @@ class Worker:
         from tuneport.local_backend.card import save_result  # noqa: PLC0415
         from tuneport.local_backend.checkpoint import check_checkpoint  # noqa: PLC0415
         from tuneport.local_backend.methods import train  # noqa: PLC0415
+        from tuneport.local_backend.tracking import tracked  # noqa: PLC0415
 
         found = self.job.last_checkpoint()
         step, checkpoint = found or (0, None)
@@ -133,7 +134,8 @@ class Worker:
         self._set("training", "", step=step, total_steps=run.steps)
         best = BestAdapter(self.job.best)
         if step < run.steps:  # a run that was cut off between its last step and its result trains no further step
-            stopped = train(run, best, checkpoint)
+            with tracked(config, self.job, step):
+                stopped = train(run, best, checkpoint)
             if self._state.phase == "stopping":
                 raise _Stopped
             if stopped:

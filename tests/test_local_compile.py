@@ -85,7 +85,8 @@ def test_a_multiplier_is_a_factor_on_the_shown_default_and_never_the_rate_itself
         ({"training": {"scheduler": "constant", "min_learning_rate_ratio": 0.1}}, "training.min_learning_rate_ratio", "never falls"),
         ({"evaluation": {"early_stopping": {"min_delta": 0.1}}}, "evaluation.early_stopping.min_delta", "patience"),
         ({"evaluation": {"evaluations": 0, "early_stopping": {"patience": 1}}}, "evaluation.early_stopping.patience", "evaluations is 0"),
-        ({"tracking": {"wandb": {"project": "p"}}}, "tracking.wandb.project", "on this machine only"),
+        ({"options": {"local": {"wandb_mode": "online"}}}, "options.local.wandb_mode", "does not name wandb"),
+        ({"options": {"local": {"mlflow_uri": "sqlite:///x.db"}}}, "options.local.mlflow_uri", "does not name mlflow"),
         ({"continue_from": "local:x"}, "continue_from", "from the base model"),
     ],
 )

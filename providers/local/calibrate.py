@@ -7,6 +7,8 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from tuneport.core.errors import ProviderError, UsageError
 from tuneport.core.job import JobEvent, JobState
 from tuneport.core.money import Duration, Range
@@ -35,8 +37,8 @@ def calibrated(plan: Plan, rows: OpenRows, train_rows: int) -> Plan:
     steps = total_steps(max(1, round(train_rows * config.train_share)), config.batch_size, config.epochs, config.steps)
     if steps < WARM + 2:
         raise UsageError(f"the whole run is {steps} steps, too few to calibrate on", fix="submit it; it is no longer than the trial")
-    changes = {"steps": min(STEPS, steps), "epochs": None, "evaluations": 0, "early_stopping": None, "checkpoints": 1}
-    changes |= {"validation_file": None}
+    changes: dict[str, JsonValue] = {"steps": min(STEPS, steps), "epochs": None, "evaluations": 0, "early_stopping": None, "checkpoints": 1}
+    changes |= {"validation_file": None, "tracking": {}}
     uploads = tuple(upload for upload in plan.uploads if upload.role == "train")
     trial = plan.model_copy(update={"payload": plan.payload | changes, "uploads": uploads})
     with tempfile.TemporaryDirectory(prefix="tuneport-calibrate-") as folder:

@@ -33,6 +33,7 @@ from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, ho
 from tuneport.local_backend.models import base_of, locate, packaged_name, require_training_stack
 from tuneport.local_backend.process import start_generation, start_worker, worker_fault
 from tuneport.local_backend.records import write_records
+from tuneport.local_backend.tracking import require_trackers
 from tuneport.providers.exchange import split
 from tuneport.providers.local.compile import compile_plan
 from tuneport.providers.local.deployments import LocalDeployer, answers
@@ -88,6 +89,7 @@ class LocalProvider:
         """The plan with a warning (code "online") for what is missing on this machine."""
         try:
             require_training_stack()
+            require_trackers(TrainConfig.model_validate(plan.payload).tracking)
             locate(plan.vendor_model)
         except TuneportError as error:
             return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code="online", message=str(error)))})
@@ -118,6 +120,7 @@ class LocalProvider:
         if plan.refusals:
             raise RefusedError(self.name, plan.refusals)
         require_training_stack()
+        require_trackers(TrainConfig.model_validate(plan.payload).tracking)
         source = locate(plan.vendor_model)
         existing = self.find(plan, key)
         if existing is not None:

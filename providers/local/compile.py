@@ -5,8 +5,10 @@ Every unset field gets a value here, shown in its outcome: the worker has no def
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import date
+from functools import partial
+from operator import eq
 from typing import Any
 
 from pydantic import JsonValue
@@ -16,7 +18,7 @@ from tuneport.core.data.facts import Feature, JobData
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
-from tuneport.local_backend.config import LOW_RANK, Adapter, EarlyStop, PreferenceLoss, Rewards, TrainConfig
+from tuneport.local_backend.config import LOW_RANK, Adapter, EarlyStop, PreferenceLoss, Rewards, Tracking, TrainConfig
 from tuneport.local_backend.estimate import GIB, Hardware, Setup, adapter_parameters, detect_hardware, memory_bytes, training_time
 from tuneport.local_backend.fit import Fit, Load, fit, kinds, packs
 from tuneport.local_backend.grader import grader_fault
@@ -33,7 +35,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "training.packing": "rows are packed by themselves where that changes nothing: SFT of Llama-family models on a GPU",
     "reinforcement.reasoning_effort": "a local model has no setting for its reasoning effort",
     "distillation": "the local backend writes no teacher's answers",
-    "tracking.wandb": "this version keeps metrics on this machine only; read them with `tuneport events`",
     "export.hub_repo": "this version uploads nothing; the adapter's folder can be pushed with `hf upload`",
 }
 """What the local backend does not offer: field, or prefix of a group, -> reason."""
@@ -183,6 +184,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         dtype=read.value("options.local.dtype", "dtype", "bf16", "precision of the base; the adapter learns in fp32"),
         gpu_memory_gib=read.value("options.local.gpu_memory_gib", "gpu_memory_gib", None, "all that is free on the GPU"),
         chat_template=read.value("options.local.chat_template", "chat_template", None, "the model's own template"),
+        tracking=_tracking(read),
         validation_file="${upload:validation}" if has_validation else None,
     )
 
@@ -417,6 +419,41 @@ def _guard(fields: Fields, evaluations: int) -> bool:
     return fields.send("options.local.overfitting_guard", "overfitting_guard", default=why) is not False
 
 
+def _tracking(read: _Resolver) -> Tracking:
+    """tracking.wandb, which the vendors know too, brings W&B in as options.local.tracking does."""
+    fields = read.fields
+    named = tuple(dict.fromkeys(read.value("options.local.tracking", "tracking.trackers", (), "none; events keep every metric")))
+    asked = any(fields.peek(f"tracking.wandb.{name}") is not None for name in ("project", "entity", "name", "tags"))
+    if asked and "wandb" not in named:
+        named = (*named, "wandb")
+    without = {name: f"options.local.tracking does not name {name}" for name in ("wandb", "mlflow") if name not in named}
+    if "wandb" in without:
+        fields.refuse_if_set("options.local.wandb_mode", without["wandb"])
+        online = False
+    else:
+        why = "on this machine only; `wandb sync` sends it later"
+        convert = partial(eq, "online")
+        online = bool(fields.send("options.local.wandb_mode", "tracking.wandb_online", default=f"offline: {why}", convert=convert))
+    if "mlflow" in without:
+        fields.refuse_if_set("options.local.mlflow_uri", without["mlflow"])
+        address = None
+    else:
+        address = read.value("options.local.mlflow_uri", "tracking.mlflow_uri", None, "a SQLite file in the job's folder")
+
+    def of(name: str, wire: str, default: str) -> Any:
+        return fields.send(f"tracking.wandb.{name}", f"tracking.{wire}", default=default if "wandb" in named else "no W&B")
+
+    return Tracking(
+        trackers=named,
+        project=of("project", "project", "tuneport"),
+        entity=of("entity", "entity", "that of the key"),
+        run_name=of("name", "run_name", "the job's"),
+        run_tags=of("tags", "run_tags", "none"),
+        wandb_online=online,
+        mlflow_uri=address,
+    )
+
+
 # -- cost, time and warnings -------------------------------------------------------------------------------------------
 
 
@@ -491,8 +528,19 @@ def _warnings(
     if limit is not None and longest > limit:
         message = f"the longest row has up to {longest} tokens and at most {limit} are trained: the job fails if it is really longer"
         found.append(PlanWarning(code="sequence-length", message=message))
+    leaving = list(_outside(config.tracking))
+    if leaving:
+        found.append(PlanWarning(code="network", message=f"the run's metrics and settings leave this machine: to {' and '.join(leaving)}"))
     found += _memory_warning(config, min(longest, limit or longest), shape, machine, here)
     return tuple(found)
+
+
+def _outside(tracking: Tracking) -> Iterator[str]:
+    """Where tracking sends what it is told, off this machine."""
+    if tracking.wandb_online:
+        yield "W&B"
+    if tracking.mlflow_uri and not tracking.mlflow_uri.startswith(("sqlite:", "file:", "/", ".")):
+        yield f"MLflow at {tracking.mlflow_uri}"
 
 
 def _memory_warning(
