@@ -25,31 +25,54 @@ DAYS_PER_MONTH = 365.25 / 12
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """USD per million tokens. A provider without a cache discount has ``cached`` equal to ``input``."""
+    """USD per million tokens. A provider without a cache discount has ``cached`` equal to ``input``.
+
+    ``write`` is what writing to the cache costs beyond ``input``; ``store`` is per million tokens and hour in the cache.
+    """
 
     input: Amount
     cached: Amount
     output: Amount
+    write: Amount = 0.0
+    store: Amount = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Tokens of one request; ``cache_hit`` is the share of the static part that is read from the cache."""
+    """Tokens of one request; ``cache_hit`` is the share of the static part that is read from the cache.
+
+    ``cache_writes`` and ``cache_hours`` are those of ``cache_traffic``.
+    """
 
     fresh: Amount
     static: Amount
     output: Amount
     cache_hit: Amount = 0.0
+    cache_writes: Amount = 0.0
+    cache_hours: Amount = 0.0
 
 
 def request_cost(request: Request, prices: TokenPrices) -> FloatArray:
-    """USD of one request: ``fresh*p_in + static*((1-h)*p_in + h*p_cached) + out*p_out``.
+    """USD of one request: ``fresh*p_in + static*((1-h)*p_in + h*p_cached + w*p_write + t*p_store) + out*p_out``.
 
     A request in a batch tier is ``Request(..., cache_hit=0)`` at the prices of that tier.
     """
     hit = np.asarray(request.cache_hit, dtype=np.float64)
-    static = request.static * ((1 - hit) * prices.input + hit * prices.cached)
+    kept = request.cache_writes * prices.write + request.cache_hours * prices.store
+    static = request.static * ((1 - hit) * prices.input + hit * prices.cached + kept)
     return np.asarray((request.fresh * prices.input + static + request.output * prices.output) / 1e6)
+
+
+def cache_traffic(requests_per_hour: Amount, ttl_hours: Amount, cache_hit: Amount) -> tuple[FloatArray, FloatArray]:
+    """(share of requests that write the static part to the cache, hours per request that it lies there); both 0 without cache hits.
+
+    Assumes one static prompt and requests that come one by one at random (Poisson, rate r) with a cache that forgets what was
+    not read for T hours. A request finds nothing, and writes, when the one before came more than T earlier: ``exp(-r*T)``, at most
+    the share that misses. Between two requests the prompt lies there for the gap, at most T: on average ``(1 - exp(-r*T)) / r``.
+    """
+    rate, ttl, hit = (np.asarray(value, dtype=np.float64) for value in (requests_per_hour, ttl_hours, cache_hit))
+    missed = np.exp(-rate * ttl)
+    return np.where(hit > 0, np.minimum(1 - hit, missed), 0.0), np.where(hit > 0, (1 - missed) / rate, 0.0)
 
 
 def cost_per_accepted(cost: Amount, acceptance: Amount, fallback: Amount | None = None) -> FloatArray:

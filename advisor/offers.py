@@ -118,7 +118,11 @@ def build_offers(
     desk = Desk(intake, catalogue, prices, today)
     incumbent = intake.incumbent
     on_own = incumbent.provider == "local"
-    now = desk.own(local_only(baseline)) if on_own else desk.tokens(incumbent.provider, incumbent.model, tuned=incumbent.tuned)
+    now = (
+        desk.own(local_only(baseline))
+        if on_own
+        else desk.tokens(incumbent.provider, incumbent.model, tuned=incumbent.tuned, hit=intake.cache_hit_share)
+    )
     base = base_model(tuned, plans, tuned_from) if tuned else None
     candidates: list[Candidate] = []
     for plan in plans:
@@ -138,7 +142,8 @@ def _candidate(
     method, tuning = str(values.get("method") or "sft"), str(values.get("tuning.kind") or "provider's choice")
     picked = None if tuning == "provider's choice" else tuning
     if mode in ("serverless", "on-demand"):
-        side = desk.tokens(plan.provider, plan.model, tuned=True, mode=mode, method=method, tuning=picked)
+        hit = desk.intake.cache_hit_share_tuned
+        side = desk.tokens(plan.provider, plan.model, tuned=True, hit=hit, mode=mode, method=method, tuning=picked)
     elif mode in ("dedicated", "provisioned"):
         side = desk.hosted(plan.provider, plan.model, mode)
     elif mode == "local":

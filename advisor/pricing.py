@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
-from tuneport.advisor.simulation import FREE, Paid, Terms
+from tuneport.advisor.simulation import FREE, Cache, Paid, Terms
 from tuneport.core.catalogue import Catalogue, Offering, base_of
 from tuneport.core.deployment import HOURS_PER_MONTH
 from tuneport.core.estimate import load_providers
@@ -137,9 +137,11 @@ class Desk:
         side.unknown.append(f"{item}: {why}")
 
     def tokens(
-        self, provider: str, model: str, *, tuned: bool, mode: str = "", method: str | None = None, tuning: str | None = None
+        self, provider: str, model: str, *, tuned: bool, hit: Range, mode: str = "", method: str | None = None, tuning: str | None = None
     ) -> Side:
-        """A side that is billed per token; ``mode`` names the serving mode, under which the book may list other terms."""
+        """A side that is billed per token; ``hit`` is its cache-hit share, ``mode`` the serving mode, under which the book may list
+        other terms.
+        """
         side = Side([], [], [])
         offering = self.offering_of(provider, model)
         found = {
@@ -155,10 +157,43 @@ class Desk:
             if cached is None:
                 side.remarks.append(f"no price for cached input of {whose}: cache hits are counted at the full input price")
             batch = self._batch(side, provider, model, offering, whose, tuned)
+            cache = self._cache(side, provider, model, offering, whose, tuned, hit) if cached and hit.high > 0 else None
             side.terms = Terms(
-                input=read.amount, cached=(cached or read).amount, output=written.amount, batch_input=batch[0], batch_output=batch[1]
-            )
+                input=read.amount, cached=(cached or read).amount, output=written.amount, batch_input=batch[0], batch_output=batch[1],
+                cache=cache,
+            )  # fmt: skip
         return side
+
+    def _cache(
+        self, side: Side, provider: str, model: str, offering: Offering | None, whose: str, tuned: bool, hit: Range
+    ) -> Cache | None:
+        """What caching costs beside its reads; None where that is nothing, or not known."""
+        write, store = (
+            self.price(side, item, provider, kind, offering, model, tuned=tuned)
+            for kind, item in (("cache_write", "surcharge for writing to the cache"), ("cache_store", "storage in the cache"))
+        )
+        if write is None and store is None:
+            side.remarks.append(f"whether writing to the cache of {whose} costs extra is not known: it is counted at the plain input price")
+            return None
+        if write is None:
+            side.remarks.append(f"no charge for writing to the cache of {whose} is known beside its storage: none is counted")
+        terms = [price for price in (write, store) if price is not None]
+        kept = terms[0].ttl_minutes or FREE
+        minutes = f"{kept.low:g} minutes" if kept.low == kept.high else f"{kept.low:g} to {kept.high:g} minutes"
+        volume, hours = self.intake.volume_per_month, self.intake.open_hours_per_month
+        found = 1 - math.exp(-volume.high / hours.low * kept.high / 60)
+        if hit.low > found + 0.005:
+            side.remarks.append(
+                f"the decision file has {hit.low:.0%} of the static prompt read from the cache, but at this volume at most {found:.0%} of "
+                f"the requests come within {kept.high:g} minutes of the one before, were they spread evenly at random"
+            )
+        if all(price.amount.high <= 0 for price in terms):
+            return None
+        side.remarks.append(
+            f"how often the cache of {whose} is written follows from the volume: one prompt, requests at random over the open hours, and a "
+            f"cache that keeps it for {minutes} after it was last read"
+        )
+        return Cache(write=write.amount if write else FREE, store=store.amount if store else FREE, ttl_minutes=kept)
 
     def _batch(
         self, side: Side, provider: str, model: str, offering: Offering | None, whose: str, tuned: bool

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from tuneport.advisor.economics import FloatArray, Request, TokenPrices, cost_per_accepted, request_cost
+from tuneport.advisor.economics import FloatArray, cost_per_accepted
 from tuneport.advisor.measurement import Arm, Estimate, Measurement
 from tuneport.advisor.offers import Percentiles, percentiles
 from tuneport.advisor.pricing import Desk, Side
-from tuneport.advisor.simulation import Drivers, Terms, draw, draw_acceptance, draw_price
+from tuneport.advisor.simulation import Drivers, Terms, call_cost, draw, draw_acceptance, draw_cache, draw_price
 from tuneport.advisor.statistics import mean_interval, wilson
 
 VALIDITY_METRICS = ("schema_valid", "json_valid")
@@ -55,13 +55,14 @@ def build_routes(
         same = not incumbent.tuned and arm.provider == incumbent.provider and desk.same_model(arm.model, incumbent.model)
         if arm.kind != "prompted" or same or metric not in arm.metrics:
             continue
-        side = desk.tokens(arm.provider, arm.model, tuned=False) if arm.provider != "local" else desk.own(arm)
+        own = arm.provider == "local"
+        side = desk.own(arm) if own else desk.tokens(arm.provider, arm.model, tuned=False, hit=desk.intake.cache_hit_share)
         found.append(_route(desk, arm, "direct", _scores(arm, metric), 0.0, side, now, current, shared, seed))
         validity = next((m for m in VALIDITY_METRICS if m in arm.metrics), None)
         if validity and current is not None and arm.metrics[validity].value < 1:
-            own, valid, other = _scores(arm, metric), _scores(arm, validity), _scores(current, metric)
-            rows = sorted(own.keys() & valid.keys() & other.keys())
-            mixed = {row: own[row] if valid[row] >= 1 else other[row] for row in rows}
+            small, valid, other = _scores(arm, metric), _scores(arm, validity), _scores(current, metric)
+            rows = sorted(small.keys() & valid.keys() & other.keys())
+            mixed = {row: small[row] if valid[row] >= 1 else other[row] for row in rows}
             if mixed:
                 passed = sum(valid[row] < 1 for row in rows) / len(rows)
                 found.append(_route(desk, arm, "cascade", mixed, passed, side, now, current, shared, seed))
@@ -120,8 +121,12 @@ def _money(
 def _each(terms: Terms, shared: Drivers, rng: np.random.Generator) -> FloatArray | None:
     """USD of one request with the prompt of today, without the cost of misses."""
     n = len(shared["volume"])
-    prices = TokenPrices(*(draw_price(rng, price, n) for price in (terms.input, terms.cached, terms.output)))
-    each = request_cost(Request(shared["fresh"], shared["static"], shared["output"], shared["cache_hit"]), prices)
+    prices = {"p_in": terms.input, "p_cached": terms.cached, "p_out": terms.output}
+    drawn = shared | {name: draw_price(rng, price, n) for name, price in prices.items()}
+    if terms.cache is not None:
+        drawn |= draw_cache(rng, "p", terms.cache, n)
+    asked = {name: shared[name] for name in ("fresh", "static", "output")}
+    each = call_cost(drawn, "p", terms, **asked, hit=shared["cache_hit"])
     if terms.hour.high <= 0:
         return each
     if terms.paid != "worked" or terms.requests_per_hour is None:

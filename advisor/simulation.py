@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ from tuneport.advisor.economics import (
     Request,
     TokenPrices,
     break_even_volume,
+    cache_traffic,
     cost_per_accepted,
     discount_factors,
     hosting_per_month,
@@ -83,6 +84,12 @@ LABELS: Mapping[str, str] = {
     "q_hour": "Hosting price per hour after tuning",
     "q_rate": "Requests per hour and machine after tuning",
     "storage": "Storage per month",
+    "p_write": "Surcharge for writing to the cache today",
+    "p_store": "Price of storage in the cache today",
+    "p_ttl": "Minutes that the cache keeps a prompt today",
+    "q_write": "Surcharge for writing to the cache after tuning",
+    "q_store": "Price of storage in the cache after tuning",
+    "q_ttl": "Minutes that the cache keeps a prompt after tuning",
 }
 """Every uncertain input of the model, in the words of the report."""
 
@@ -92,6 +99,15 @@ Drivers = dict[str, FloatArray]
 
 Paid = Literal["worked", "open hours", "always"]
 """What a machine is paid for: the time it works, the hours in which requests arrive, or every hour of the month."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """What a cache charges beside its reads: per 1M tokens written, per 1M tokens and hour; and how long it keeps a prompt."""
+
+    write: Range = FREE
+    store: Range = FREE
+    ttl_minutes: Range = FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,7 @@ class Terms:
     hour: Range = FREE
     requests_per_hour: Range | None = None  # of one machine; None: unknown, one machine is taken to do
     paid: Paid = "always"
+    cache: Cache | None = None  # None: nothing beside the reads is charged, or nobody knows
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +280,16 @@ def offer_drivers(
         drivers["rejected_usd"] = draw(rng, rejected, n)
     else:
         drivers |= {"accepted": np.ones(n), "accepted_tuned": np.ones(n), "rejected_usd": np.zeros(n)}
+    for mark, side in (("p", offer.today), ("q", offer.tuned)):
+        if side.cache is not None:
+            drivers |= draw_cache(rng, mark, side.cache, n, offer.spread)
     return drivers
+
+
+def draw_cache(rng: np.random.Generator, mark: str, cache: Cache, n: int, spread: float = 0.0) -> Drivers:
+    """Draws of what a cache charges and how long it keeps a prompt, under the names of one side."""
+    drawn = {"write": (cache.write, spread), "store": (cache.store, spread), "ttl": (cache.ttl_minutes, 0.0)}
+    return {f"{mark}_{name}": draw_price(rng, value, n, wide) for name, (value, wide) in drawn.items()}
 
 
 def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
@@ -328,7 +354,7 @@ def _side(d: Drivers, mark: str, suffix: str, side: Terms, path: FloatArray, mon
     Answers that miss and machine time that is paid by the work are per request.
     """
     fresh, static, output, hit = d["fresh"], d[f"static{suffix}"], d[f"output{suffix}"], d[f"cache_hit{suffix}"]
-    each = request_cost(Request(fresh, static, output, hit), TokenPrices(d[f"{mark}_in"], d[f"{mark}_cached"], d[f"{mark}_out"]))
+    each = call_cost(d, mark, side, fresh=fresh, static=static, output=output, hit=hit)
     if side.batch_input is not None:
         batch_in, batch_out = d[f"{mark}_batch_in"], d[f"{mark}_batch_out"]
         waiting = request_cost(Request(fresh, static, output), TokenPrices(batch_in, batch_in, batch_out))
@@ -342,6 +368,20 @@ def _side(d: Drivers, mark: str, suffix: str, side: Terms, path: FloatArray, mon
     volume = d["volume"] * path if np.isfinite(rate).all() else d["volume"][None, :]
     paid = HOURS_PER_MONTH if side.paid == "always" else d["open_hours"]
     return each, hosting_per_month(hour, volume, rate, open_hours=d["open_hours"], paid_hours=paid)
+
+
+def call_cost(
+    d: Drivers, mark: str, side: Terms, *, fresh: FloatArray, static: FloatArray, output: FloatArray, hit: FloatArray
+) -> FloatArray:
+    """USD of one request outside a batch tier. The cache is written at the rate of the volume of now, spread over the open hours."""
+    prices = TokenPrices(d[f"{mark}_in"], d[f"{mark}_cached"], d[f"{mark}_out"])
+    if side.cache is None:
+        return request_cost(Request(fresh, static, output, hit), prices)
+    plain = 1 - d["batch_share"] if side.batch_input is not None else 1.0
+    rate = d["volume"] * np.maximum(plain, 1e-9) / d["open_hours"]
+    writes, hours = cache_traffic(rate, d[f"{mark}_ttl"] / 60, hit)
+    prices = replace(prices, write=d[f"{mark}_write"], store=d[f"{mark}_store"])
+    return request_cost(Request(fresh, static, output, hit, writes, hours), prices)
 
 
 def cumulative(drivers: Drivers, offer: OfferTerms, setting: Setting, horizon: int) -> tuple[FloatArray, FloatArray]:

@@ -24,13 +24,16 @@ from tuneport.core.spec import Method, TuningKind
 OVERRIDE_VARIABLE = "TUNEPORT_PRICES"
 
 Kind = Literal[
-    "train_token", "train_hour", "infer_in", "infer_cached", "infer_out", "batch_in", "batch_out", "host_hour", "store_month", "gpu_hour"
-]
+    "train_token", "train_hour", "infer_in", "infer_cached", "cache_write", "cache_store", "infer_out", "batch_in", "batch_out",
+    "host_hour", "store_month", "gpu_hour",
+]  # fmt: skip
 UNITS: Mapping[str, str] = {
     "train_token": "1M tokens",
     "train_hour": "hour",
     "infer_in": "1M tokens",
     "infer_cached": "1M tokens",
+    "cache_write": "1M tokens",  # what writing to the cache costs beyond infer_in; 0: nothing, as far as is known
+    "cache_store": "1M tokens and hour",  # while they lie in the cache
     "infer_out": "1M tokens",
     "batch_in": "1M tokens",
     "batch_out": "1M tokens",
@@ -60,6 +63,7 @@ class Price:
     gpu: str | None = None
     tuned: bool | None = None  # inference: of a tuned model (True), of the base (False), or the same for both (None)
     variant: str = ""  # other terms under which the same thing has another price, e.g. "1-month commitment"
+    ttl_minutes: Range | None = None  # of a cache: how long a prompt stays after it was last read
     valid_from: date | None = None
     valid_to: date | None = None  # last day
     override: bool = False  # from the user's file
@@ -91,12 +95,17 @@ class PriceEntry(Entry):
     gpu: str | None = None
     tuned: Annotated[bool | None, Field(description="Inference of a tuned model, of the base, or (left out) both.")] = None
     variant: str = ""
+    ttl_minutes: Annotated[
+        Amount | None, Field(description="cache_write, cache_store: minutes that a prompt stays in the cache after it was last read.")
+    ] = None
     valid_from: date | None = None
     valid_to: Annotated[date | None, Field(description="Last day of this price.")] = None
 
     @model_validator(mode="after")
     def _ordered(self) -> PriceEntry:
-        for name in ("amount", "min_charge"):
+        if (self.ttl_minutes is not None) != (self.kind in ("cache_write", "cache_store")):
+            raise ValueError("cache_write and cache_store need ttl_minutes, and no other kind has them")
+        for name in ("amount", "min_charge", "ttl_minutes"):
             value = getattr(self, name)
             if isinstance(value, tuple) and value[0] > value[1]:
                 raise ValueError(f"{name}: low {value[0]} exceeds high {value[1]}")
@@ -233,6 +242,7 @@ def _price(row: PriceEntry, source: Source, override: bool) -> Price:
     values.update(
         amount=_range(row.amount),
         min_charge=None if row.min_charge is None else _range(row.min_charge),
+        ttl_minutes=None if row.ttl_minutes is None else _range(row.ttl_minutes),
         unit=UNITS[row.kind],
         source=source,
         override=override,

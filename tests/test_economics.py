@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tuneport.advisor import economics as e
 from tuneport.advisor.sensitivity import switching_value, tornado
 from tuneport.advisor.simulation import (
+    Cache,
     OfferTerms,
     Setting,
     Terms,
@@ -71,6 +72,48 @@ def test_caching_turns_the_sign_of_the_saving(hit: float, prompted: float, savin
     assert before - after == pytest.approx(saving)
     volume = float(e.break_even_volume(one_time=15, fixed=0, retraining=0, horizon=12, saving=before - after))
     assert math.isinf(volume) == (saving < 0)
+
+
+# Claude Haiku 4.5 on Bedrock, global profile (genai-prices 0.2.3): 1.00 in, 0.10 cached, 5.00 out; writing for 5 minutes 1.25.
+HAIKU = e.TokenPrices(1.00, 0.10, 5.00, write=0.25)
+
+
+@pytest.mark.parametrize(
+    ("per_month", "hit", "writes", "usd"),
+    [
+        (8_760, 0.5, 0.367879, 0.002333939),  # 12 an hour, one in 5 minutes: exp(-1); 300 + 2000 * (0.55 + 0.25 * 0.367879) + 750
+        (730, 0.5, 0.5, 0.0024),  # 1 an hour: exp(-1/12) = 0.92, and every miss writes; 300 + 2000 * (0.55 + 0.125) + 750
+        (876_000, 0.95, 0.0, 0.00134),  # 100 in 5 minutes: written once and for all; 300 + 2000 * (0.05 + 0.095) + 750
+        (8_760, 0.0, 0.0, 0.00305),  # not cached at all: 300 + 2000 + 750
+    ],
+)
+def test_writing_to_the_cache_has_its_surcharge(per_month: float, hit: float, writes: float, usd: float) -> None:
+    written, hours = e.cache_traffic(per_month / 730, 5 / 60, hit)
+    assert float(written) == pytest.approx(writes, abs=1e-6)
+    assert float(e.request_cost(e.Request(300, 2000, 150, hit, written, hours), HAIKU)) == pytest.approx(usd, abs=1e-9)
+
+
+def test_storage_in_the_cache_is_paid_for_the_time_between_requests() -> None:
+    """12 requests an hour and a cache of an hour: it never runs empty, so each request pays a twelfth of an hour for 2,000 tokens."""
+    stored = e.TokenPrices(0.30, 0.03, 2.50, store=1.00)
+    written, hours = e.cache_traffic(12.0, 1.0, 0.9)
+    assert float(hours) == pytest.approx((1 - math.exp(-12)) / 12)
+    cost = float(e.request_cost(e.Request(300, 2000, 150, 0.9, written, hours), stored))
+    assert cost == pytest.approx((300 * 0.3 + 2000 * (0.1 * 0.3 + 0.9 * 0.03 + float(hours)) + 150 * 2.5) / 1e6)
+    lonely = e.cache_traffic(0.001, 1.0, 0.9)  # one request in six weeks: it lies there for its hour
+    assert float(lonely[1]) == pytest.approx(1.0, abs=0.001)
+
+
+def test_the_surcharge_enters_the_simulation_at_the_volume_and_can_turn_the_money() -> None:
+    asked = intake(volume_per_month=8_760, cache_hit_share=0.5)
+    now = terms(HAIKU, cache=Cache(write=fixed(0.25), ttl_minutes=fixed(5)))
+    priced = offer(today=now)
+    drivers = offer_drivers(shared_drivers(asked, seed=0, draws=2), priced, asked, seed=0)
+    assert evaluate(drivers, priced, Setting()).per_request_today == pytest.approx([0.002333939] * 2, abs=1e-9)
+    plain = offer(today=terms(HAIKU))
+    same = offer_drivers(shared_drivers(asked, seed=0, draws=2), plain, asked, seed=0)
+    assert evaluate(same, plain, Setting()).per_request_today == pytest.approx([0.00215] * 2, abs=1e-9)
+    assert {k: v.tolist() for k, v in drivers.items() if k in same} == {k: v.tolist() for k, v in same.items()}  # no other draw moved
 
 
 def test_training_is_rarely_the_driver() -> None:

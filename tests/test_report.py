@@ -270,6 +270,23 @@ def test_numbers_are_written_for_people() -> None:
     assert words.volume(None) == "none"
 
 
+def test_what_a_cache_costs_to_write_is_shown_with_its_assumption() -> None:
+    model = "us.anthropic.claude-haiku-4-5-20251001-v1:0"
+    asked = intake(incumbent={"provider": "bedrock", "model": model}, cache_hit_share=0.6)
+    told = {a.what: a for a in advise(asked, None, [plan()], today=TODAY).assumptions}
+    surcharge = next(a for what, a in told.items() if what.startswith("Surcharge for writing to the cache today"))
+    assert surcharge.value.startswith("$0.28 per 1M tokens")
+    assert surcharge.grade == "M"
+    assert surcharge.observed_on is not None
+    notes = [a.value for a in advise(asked, None, [plan()], today=TODAY).assumptions if a.what == "Note on today's model"]
+    assert any("follows from the volume" in note and "5 minutes" in note for note in notes)
+    steep = intake(incumbent={"provider": "bedrock", "model": model}, cache_hit_share=0.95, volume_per_month=1000)
+    notes = [a.value for a in advise(steep, None, [plan()], today=TODAY).assumptions if a.what == "Note on today's model"]
+    assert any("at most 11% of the requests" in note for note in notes)
+    unknown = intake(incumbent={"provider": "vertex", "model": "gemini-2.5-pro"}, cache_hit_share=0.5)
+    assert advise(unknown, None, [plan()], today=TODAY).savings.economics is None  # nothing of it is priced
+
+
 def test_what_the_decision_file_leaves_out_is_never_called_stated() -> None:
     def sources(**changes: object) -> dict[str, str]:
         return {a.what: a.source for a in advise(intake(**changes), None, [plan()], today=TODAY).assumptions}

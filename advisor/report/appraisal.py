@@ -173,7 +173,8 @@ class Appraisal:
 DOLLARS = frozenset(
     {
         "data", "labelling", "engineering", "evaluation", "retrain_people", "migration", "incumbent_move", "monitoring", "rejected_usd",
-        "train_run", "storage", *(f"{side}_{part}" for side in "pq" for part in ("in", "cached", "out", "batch_in", "batch_out", "hour")),
+        "train_run", "storage",
+        *(f"{side}_{part}" for side in "pq" for part in ("in", "cached", "write", "store", "out", "batch_in", "batch_out", "hour")),
     }
 )  # fmt: skip
 """Inputs that are money."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import date
 
 from tuneport.advisor.economics import remaining_days
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Measurement
 from tuneport.advisor.offers import Offer
-from tuneport.advisor.pricing import PriceNote
+from tuneport.advisor.pricing import Side
 from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import Assumption, Risk
 from tuneport.advisor.report.words import count_range, percent, usd_range
@@ -23,7 +22,7 @@ DEFAULT = "tuneport's default; the decision file says nothing of it"
 
 
 def assumptions_of(
-    intake: Intake, offer: Offer | None, todays: Sequence[PriceNote], incumbent: Offering | None, prior: Prior
+    intake: Intake, offer: Offer | None, now: Side, incumbent: Offering | None, prior: Prior
 ) -> tuple[Assumption, ...]:
     """Every figure that the money rests on, with source, date and grade."""
 
@@ -69,8 +68,9 @@ def assumptions_of(
             grade=p.grade,
             stale=p.stale,
         )
-        for p in (*todays, *offered)
+        for p in (*now.notes, *offered)
     ]
+    found += [Assumption(what="Note on today's model", value=note, source="derived by tuneport", grade="R") for note in now.remarks]
     if offer:
         found.append(Assumption(what="One training run", value=usd_range(offer.training_usd), source=offer.training_basis, grade="R"))
         found += [Assumption(what="Note on the offer", value=note, source="derived by tuneport", grade="R") for note in offer.notes]

@@ -99,7 +99,7 @@ def build_report(
         evidence=evidence_of(intake, measurement),
         cash_flow=simulation.cash_flow(chosen) if chosen else None,
         sensitivity=sensitivity,
-        assumptions=assumptions_of(intake, chosen, now.notes, incumbent, prior),
+        assumptions=assumptions_of(intake, chosen, now, incumbent, prior),
         risks=risks_of(intake, chosen, incumbent, measurement, today),
         warnings=tuple(about_incumbent(intake.incumbent, incumbent, desk, now)),
         reproducibility=Reproducibility(
