@@ -1,7 +1,7 @@
 """Timings, each side by side with a reference in the same run: the ratio is the figure, the seconds are this machine's.
 
-Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data, measure, local. Prints tables; exits
-with 1 when a stated limit is passed.
+Run with ``make bench``, or ``python tests/bench.py PART...`` for some of: cli, engine, economics, data, measure, local. Prints tables;
+exits with 1 when a stated limit is passed.
 """
 
 from __future__ import annotations
