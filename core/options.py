@@ -82,6 +82,9 @@ class LocalOptions(Options):
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, Field(description="auto takes the GPU when there is one.")] = None
     dtype: Annotated[Literal["bf16", "fp32"] | None, Field(description="Precision of the base weights.")] = None
     chat_template: Annotated[str | None, Field(description="Path of a Jinja chat template, for a model that has none.")] = None
+    trust_remote_code: Annotated[
+        bool | None, Field(description="Run the Python code that comes with the model, which some need; never by default.")
+    ] = None
     train_share: Annotated[float | None, Field(gt=0, le=1, description="Share of the training rows to use, for a learning curve.")] = None
     overfitting_guard: Annotated[
         bool | None, Field(description="Stop when the validation loss rises while the training loss falls; on by default.")

@@ -46,7 +46,8 @@ def save_result(run: Run, best: BestAdapter) -> str:
         raise ProviderError(f"job {job.path.name} has no checkpoint to take its result from", fix="resume it")
     folder.mkdir()
     for file in source.iterdir():
-        if file.suffix == ".safetensors" or file.name in WEIGHT_FILES:
+        code = full and run.config.trust_remote_code and file.suffix == ".py"  # without it a whole model could not be loaded
+        if file.suffix == ".safetensors" or file.name in WEIGHT_FILES or code:
             shutil.copy(file, folder / file.name)
     if full:
         _to_precision(folder, run.config.dtype)

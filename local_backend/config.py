@@ -112,6 +112,7 @@ class TrainConfig(_Part):
     dtype: Literal["bf16", "fp32"]
     train_share: Annotated[float, Field(gt=0, le=1)] = 1.0  # of the training rows; a smaller share is part of a larger one
     gpu_memory_gib: Annotated[float | None, Field(gt=0)] = None  # at most; None: all that is free
+    trust_remote_code: bool = False  # may code that comes with the base run?
     chat_template: str | None = None  # path of a Jinja template; None: the model's own
     tracking: Tracking = Tracking()
     train_file: str = "${upload:train}"

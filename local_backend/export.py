@@ -1,6 +1,7 @@
 """The export worker: ``python -m tuneport.local_backend.export SETTINGS.json``. Makes whole models of adapters.
 
-Settings: {"adapter": folder of an adapter or of a fully tuned model, "out": folder, "merge": bool, "gguf": precision or null}.
+Settings: {"adapter": folder of an adapter or of a fully tuned model, "out": folder, "merge": bool, "gguf": precision or null,
+"trust_remote_code": bool}.
 The reply goes to stdout as one JSON line: {"files": [...], "notes": [...]} or {"fault", "kind", "fix"}.
 """
 
@@ -54,7 +55,7 @@ class Agreement:
         return self.merged <= max(NOTHING, LOST * self.base)
 
 
-def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[list[Path], list[str]]:
+def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bool = False) -> tuple[list[Path], list[str]]:
     """Make ``out/merged`` and ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
 
     Raises ProviderError for an adapter that cannot be merged, and when the merged weights do not answer as the adapter does.
@@ -67,7 +68,7 @@ def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[
         whole = adapter
         if not holds_model(adapter):
             whole = Path(scratch) / "merged"
-            notes.append(_merge(adapter, whole))
+            notes.append(_merge(adapter, whole, trust))
         if gguf:
             from tuneport.local_backend.gguf_file import write_gguf  # noqa: PLC0415 - imports torch
 
@@ -83,7 +84,7 @@ def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[
     return made, notes
 
 
-def _merge(adapter: Path, target: Path) -> str:
+def _merge(adapter: Path, target: Path, trust: bool) -> str:
     import torch  # noqa: PLC0415
 
     kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
@@ -94,9 +95,9 @@ def _merge(adapter: Path, target: Path) -> str:
     folder = prepare(locate(name))
     check_base(adapter, folder)
     template = adapter / "chat_template.jinja"
-    tokenizer = load_tokenizer(folder, template if template.exists() else None, chats=False)
-    precision = stored_precision(folder)
-    base = load_model(folder, dtype=precision, device="cpu", training=False)
+    tokenizer = load_tokenizer(folder, template if template.exists() else None, chats=False, trust=trust)
+    precision = stored_precision(folder, trust=trust)
+    base = load_model(folder, dtype=precision, device="cpu", training=False, trust=trust)
     ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
     with torch.inference_mode():
         before = base(ids).logits.float().log_softmax(-1)
@@ -135,7 +136,10 @@ def main(arguments: list[str]) -> int:
     settings = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     with out:
         try:
-            made, notes = export(Path(settings["adapter"]), Path(settings["out"]), merge=settings["merge"], gguf=settings["gguf"])
+            made, notes = export(
+                Path(settings["adapter"]), Path(settings["out"]), merge=settings["merge"], gguf=settings["gguf"],
+                trust=settings["trust_remote_code"],
+            )  # fmt: skip
         except TuneportError as error:
             out.write(json.dumps({"fault": error.what, "kind": type(error).__name__, "fix": error.fix}) + "\n")
             return error.exit_code

@@ -1,7 +1,7 @@
 """The inference worker: ``python -m tuneport.local_backend.generate REQUESTS.jsonl``.
 
-The first line of the file says what answers: {"model", "adapter", "chat_template", "device", "dtype"}. Each other line is a
-request: {"id", "messages", "max_tokens"}. Replies go to stdout as JSON lines while batches finish: {"id", "text",
+The first line of the file says what answers: {"model", "adapter", "chat_template", "device", "dtype", "trust_remote_code"}.
+Each other line is a request: {"id", "messages", "max_tokens"}. Replies go to stdout as JSON lines while batches finish: {"id", "text",
 "prompt_tokens", "completion_tokens", "seconds", "error"}. A fault of the whole run goes there as {"fault", "kind", "fix"}.
 """
 
@@ -33,8 +33,9 @@ def replies(settings: dict[str, Any], requests: list[dict[str, Any]]) -> Iterato
     device = choose_device(settings["device"])
     folder = prepare(locate(settings["model"]))
     template = settings.get("chat_template")
-    tokenizer = load_tokenizer(folder, Path(template) if template else None)
-    model = load_model(folder, dtype=settings["dtype"], device=device, training=False)
+    trust = bool(settings.get("trust_remote_code"))
+    tokenizer = load_tokenizer(folder, Path(template) if template else None, trust=trust)
+    model = load_model(folder, dtype=settings["dtype"], device=device, training=False, trust=trust)
     if settings.get("adapter"):
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - imports torch
 

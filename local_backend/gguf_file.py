@@ -155,7 +155,7 @@ def _add(writer: Any, name: str, tensor: Any, precision: str) -> None:
 def _tokenizer(writer: Any, folder: Path, size: int) -> None:
     from transformers import AutoTokenizer  # noqa: PLC0415
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     content = json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "backend_tokenizer", None) else {}
     split = _split(content)
     known = {index: token for token, index in tokenizer.get_vocab().items()}

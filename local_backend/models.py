@@ -1,7 +1,8 @@
 """Finding and loading base models: a folder, a GGUF file, a Python package that carries one, or a hub id.
 
 ``locate`` and ``shape_of`` need no torch; the rest imports it when called. Weights are read from safetensors or GGUF only,
-never from pickles, and no code that comes with a model is ever run.
+never from pickles. Code that comes with a model runs only where ``trust`` says so, which is ``options.local.trust_remote_code`` of
+the spec and nothing that a model's or an adapter's own files could say.
 """
 
 from __future__ import annotations
@@ -204,16 +205,18 @@ def _convert_gguf(path: Path, target: Path) -> None:
                 raise
 
 
-def load_tokenizer(folder: str, chat_template: Path | None = None, *, chats: bool = True) -> Any:
+def load_tokenizer(folder: str, chat_template: Path | None = None, *, chats: bool = True, trust: bool = False) -> Any:
     """The model's tokenizer, with the given Jinja chat template if any.
 
-    Raises ProviderError when ``chats`` are wanted and it has no chat template: guessing one would train the wrong format.
+    Raises ProviderError when it needs code of its own without ``trust``, and when ``chats`` are wanted and it has no chat template:
+    guessing one would train the wrong format.
     """
     from transformers import AutoTokenizer  # noqa: PLC0415
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        _refuse_code(folder, error)
         raise ProviderError(f"the tokenizer of {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
@@ -232,13 +235,13 @@ def pad_token(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0)
 
 
-def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit: bool = False) -> Any:
+def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit: bool = False, trust: bool = False) -> Any:
     """The causal language model in eval mode on ``device`` ("cpu" or "cuda"), in "bf16" or "fp32".
 
     ``training`` says what it is loaded for: on the CPU the two want different attention. ``four_bit`` stores the linear
     layers as NF4 with doubly quantised scales (QLoRA, Dettmers et al. 2023); ``dtype`` is then that of the computation.
 
-    Raises ProviderError when the weights are missing, damaged, only pickled, or need code of their own.
+    Raises ProviderError when the weights are missing, damaged, only pickled, or need code of their own without ``trust``.
     """
     import torch  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
@@ -247,15 +250,19 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit
     precision = torch.bfloat16 if dtype == "bf16" else torch.float32
     # Measured on the CPU with a 135M model, November 2026: eager attention trains faster (1.23 against 1.47 s per 8 x 112
     # tokens), sdpa decodes faster (0.25 against 0.63 s a token for 32 rows on one core).
-    attention = "eager" if device == "cpu" and training else "sdpa"
-    stored = _nf4(precision, device) if four_bit else {}
+    settings: dict[str, Any] = {"attn_implementation": "eager" if device == "cpu" and training else "sdpa"}
+    if trust:
+        settings = {}  # code of the model's own may know neither of them
+    if four_bit:
+        settings |= _nf4(precision, device)
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=precision, attn_implementation=attention, use_safetensors=True, trust_remote_code=False, **stored
+            folder, dtype=precision, use_safetensors=True, trust_remote_code=trust, **settings
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
+        _refuse_code(folder, error)
         raise ProviderError(f"the model {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
     if four_bit and training:
         # On some processors bitsandbytes repacks the weights at the first validation, and computes differently from then on: a
@@ -329,11 +336,15 @@ def check_base(adapter: Path, folder: str) -> None:
         raise ProviderError(what, fix="use the base it was trained on", retry="no")
 
 
-def stored_precision(folder: str) -> str:
+def stored_precision(folder: str, *, trust: bool = False) -> str:
     """"bf16" or "fp32": in which of the two the model's weights are to be held without loss of what is stored."""
     from transformers import AutoConfig  # noqa: PLC0415
 
-    dtype = str(AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype)
+    try:
+        dtype = str(AutoConfig.from_pretrained(folder, trust_remote_code=trust).dtype)
+    except (OSError, ValueError) as error:
+        _refuse_code(folder, error)
+        raise ProviderError(f"the configuration of {folder} cannot be read ({_first_line(error)})", fix=_LOAD_FIX) from error
     return "bf16" if dtype.endswith("bfloat16") else "fp32"
 
 
@@ -370,7 +381,17 @@ def remove_tree(path: Path) -> None:
         shutil.rmtree(path)
 
 
-_LOAD_FIX = "check the name; a hub model must be in the cache or reachable, in safetensors, and must not need code of its own"
+_LOAD_FIX = "check the name; a hub model must be in the cache or reachable, and in safetensors"
+
+
+def _refuse_code(folder: str, error: BaseException) -> None:
+    """Raise ProviderError when this is transformers' refusal to run a model's own code."""
+    if "trust_remote_code" in str(error):
+        raise ProviderError(
+            f"the model {folder} needs Python code of its own, and no model's code is run unless you say so",
+            fix="read that code; if you trust it, set options.local.trust_remote_code: true",
+            retry="no",
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -104,7 +104,7 @@ def start_generation(requests: Path, stderr: Path) -> subprocess.Popen[str]:
         )
 
 
-def run_export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tuple[list[Path], list[str]]:
+def run_export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bool = False) -> tuple[list[Path], list[str]]:
     """Make a whole model of an adapter, in a process of its own (``local_backend.export``); returns (what was made, notes on it).
 
     Raises what the worker raised.
@@ -112,6 +112,7 @@ def run_export(adapter: Path, out: Path, *, merge: bool, gguf: str | None) -> tu
     with tempfile.TemporaryDirectory(prefix="tuneport-export-") as folder:
         settings = Path(folder) / "settings.json"
         document = {"adapter": str(adapter.absolute()), "out": str(out.absolute()), "merge": merge, "gguf": gguf}
+        document["trust_remote_code"] = trust
         settings.write_text(json.dumps(document), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "tuneport.local_backend.export", str(settings)],

@@ -54,6 +54,7 @@ class ServerConfig(BaseModel):
     base: str
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["bf16", "fp32"] = "bf16"
+    trust_remote_code: bool = False
     models: tuple[ServedModel, ...]
     port: int = 0  # 0: any free one
     ttl_s: float | None = None  # ends by itself after so long
@@ -119,7 +120,9 @@ class Models:
         from peft import PeftModel  # noqa: PLC0415 -- heavy, so not before it is known that there is a model
         from safetensors import SafetensorError  # noqa: PLC0415
 
-        self._model = load_model(folder, dtype=config.dtype, device=choose_device(config.device), training=False)
+        self._trust = config.trust_remote_code
+        device = choose_device(config.device)
+        self._model = load_model(folder, dtype=config.dtype, device=device, training=False, trust=self._trust)
         self._limit = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self._lock = threading.Lock()
         self._tokenizers: dict[str | None, Any] = {}
@@ -191,7 +194,7 @@ class Models:
 
     def _tokenizer(self, folder: str, template: str | None) -> Any:
         if template not in self._tokenizers:
-            self._tokenizers[template] = load_tokenizer(folder, Path(template) if template else None)
+            self._tokenizers[template] = load_tokenizer(folder, Path(template) if template else None, trust=self._trust)
         return self._tokenizers[template]
 
 

@@ -160,11 +160,12 @@ class Worker:
         self._stop_if_asked()
         folder = prepare(source)
         template = self.job.chat_template if self.job.chat_template.exists() else None
-        tokenizer = load_tokenizer(folder, template, chats=config.method != "cpt")
+        tokenizer = load_tokenizer(folder, template, chats=config.method != "cpt", trust=config.trust_remote_code)
         full = config.adapter.kind == "full"
         # Full tuning learns in fp32 weights: steps of a usual learning rate vanish in the rounding of bf16.
         dtype = "fp32" if full else config.dtype
-        model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=config.adapter.kind == "qlora")
+        four_bit, trust = config.adapter.kind == "qlora", config.trust_remote_code
+        model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=four_bit, trust=trust)
         check_vocabulary(tokenizer, model)
         self._stop_if_asked()
         self._set("preparing", "tokenizing the rows")

@@ -196,13 +196,16 @@ def serve(
         if handle.provider != "local":
             what = f"job {handle.id} was trained at {handle.provider}, and only what lies on this machine is served here"
             raise UsageError(what, fix=f"tuneport deploy {handle.id}, or tuneport export {handle.id} and serve the folder")
-        answering[handle.id] = LocalProvider().answering(handle.model.name)
-    bases = {(base or one["model"], one["device"], one["dtype"]) for one in answering.values()}
+        answering[handle.id] = LocalProvider(handle.spec.options.local).answering(handle.model.name)
+    bases = {(base or one["model"], one["device"], one["dtype"], one["trust_remote_code"]) for one in answering.values()}
     if len(bases) > 1:
-        raise UsageError("these do not share one base model, device and precision", fix="serve each by itself, on a port of its own")
-    model, device, dtype = bases.pop()
+        what = "these do not share one base model, device, precision and trust_remote_code"
+        raise UsageError(what, fix="serve each by itself, on a port of its own")
+    model, device, dtype, trust = bases.pop()
     served = [ServedModel(name=name, adapter=one["adapter"], chat_template=one["chat_template"]) for name, one in answering.items()]
-    config = ServerConfig(base=model, device=device, dtype=dtype, models=tuple(served), port=port, ttl_s=seconds(ttl))
+    config = ServerConfig(
+        base=model, device=device, dtype=dtype, trust_remote_code=trust, models=tuple(served), port=port, ttl_s=seconds(ttl)
+    )
 
     def ready(at: int) -> None:
         terminal.console().print(f"http://127.0.0.1:{at}/v1 serves {', '.join(answering)}; Ctrl-C ends it", highlight=False)

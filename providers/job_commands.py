@@ -233,12 +233,14 @@ def export(
 
     Goes on where an earlier download broke off. Merged weights are compared with the adapter's answers before they are kept.
     """
-    for path in find_job(job).download(out):
+    handle = find_job(job)
+    for path in handle.download(out):
         print(path)
     if merge or gguf:
         from tuneport.local_backend.process import run_export
 
-        made, notes = run_export(out, out, merge=merge, gguf=gguf.value if gguf else None)
+        trust = bool(handle.spec.options.local.trust_remote_code)
+        made, notes = run_export(out, out, merge=merge, gguf=gguf.value if gguf else None, trust=trust)
         for path in made:
             print(path)
         for note in notes:

@@ -116,6 +116,7 @@ SAMPLES: dict[str, list[tuple[Any, Context]]] = {
     "options.local.gpu_usd_per_hour": [(2.5, {})],
     "options.local.train_share": [(0.5, {})],
     "options.local.overfitting_guard": [(False, {}), (False, {"data.validation": "held.jsonl"})],
+    "options.local.trust_remote_code": [(True, {})],
     "options.local.tracking": [(("tensorboard",), {}), (("wandb", "mlflow"), {})],
     "options.local.wandb_mode": [("online", {}), ("online", {"options.local.tracking": ("wandb",)})],
     "options.local.mlflow_uri": [("sqlite:////tmp/runs.db", {}), ("sqlite:////tmp/runs.db", {"options.local.tracking": ("mlflow",)})],

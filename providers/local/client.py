@@ -349,6 +349,7 @@ class LocalProvider:
         device, dtype = self._options.device or "auto", self._options.dtype or "bf16"
         template = self._options.chat_template
         settings: dict[str, Any] = {"model": model, "adapter": None, "chat_template": template, "device": device, "dtype": dtype}
+        settings["trust_remote_code"] = bool(self._options.trust_remote_code)
         if not model.startswith(MODEL_PREFIX):
             if packaged_name(model) is None:
                 locate(model)  # a clear error now, rather than from the worker

@@ -183,6 +183,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         device=read.value("options.local.device", "device", "auto", "the GPU when torch sees one"),
         dtype=read.value("options.local.dtype", "dtype", "bf16", "precision of the base; the adapter learns in fp32"),
         gpu_memory_gib=read.value("options.local.gpu_memory_gib", "gpu_memory_gib", None, "all that is free on the GPU"),
+        trust_remote_code=bool(read.value("options.local.trust_remote_code", "trust_remote_code", None, "no model's code is run")),
         chat_template=read.value("options.local.chat_template", "chat_template", None, "the model's own template"),
         tracking=_tracking(read),
         validation_file="${upload:validation}" if has_validation else None,
@@ -528,6 +529,9 @@ def _warnings(
     if limit is not None and longest > limit:
         message = f"the longest row has up to {longest} tokens and at most {limit} are trained: the job fails if it is really longer"
         found.append(PlanWarning(code="sequence-length", message=message))
+    if config.trust_remote_code:
+        message = f"options.local.trust_remote_code: Python code that comes with {config.model} runs on this machine, with your rights"
+        found.append(PlanWarning(code="remote-code", message=f"{message}, whenever the model is loaded"))
     leaving = list(_outside(config.tracking))
     if leaving:
         found.append(PlanWarning(code="network", message=f"the run's metrics and settings leave this machine: to {' and '.join(leaving)}"))

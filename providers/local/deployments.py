@@ -69,6 +69,7 @@ class LocalDeployer:
         models = [{"name": name, "adapter": answering["adapter"], "chat_template": answering["chat_template"]}]
         payload: dict[str, Any] = {
             "base": answering["model"], "device": answering["device"], "dtype": answering["dtype"], "models": models,
+            "trust_remote_code": answering["trust_remote_code"],
             "port": request.port or 0, "ttl_s": request.ttl_s, "idle_s": request.idle_s,
         }  # fmt: skip
         usd = self._usd or 0.0
