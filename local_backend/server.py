@@ -26,11 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tuneport.core.errors import DataError, ProviderError, TuneportError
 from tuneport.local_backend.jobdir import JobDir, WorkerState, write_json
-from tuneport.local_backend.models import choose_device, load_model, load_tokenizer, locate, prepare, require_training_stack
+from tuneport.local_backend.models import check_base, choose_device, load_model, load_tokenizer, locate, prepare, require_training_stack
 
 HOST = "127.0.0.1"
 LONGEST_BODY = 16_000_000
 """Bytes of a request; a larger one is refused with 413."""
+CLIENT_S = 600.0
+"""Seconds that a client may let the server wait, for the rest of a request or for room to send."""
 MOST_TOKENS = 1024
 """Tokens of an answer when the request sets no limit."""
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -85,7 +87,7 @@ class ChatBody(BaseModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float = Field(1.0, ge=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**64)  # what torch takes
     stop: list[str] = Field(default_factory=list, max_length=4)
     stream: bool = False
     stream_options: _StreamOptions = _StreamOptions()
@@ -129,6 +131,8 @@ class Models:
         self._served: dict[str, tuple[str | None, Any]] = {}  # name -> (PEFT's name of the adapter, tokenizer)
         for number, one in enumerate(config.models):
             tokenizer = self._tokenizer(folder, one.chat_template)
+            if one.adapter:
+                check_base(Path(one.adapter), folder)
             own = f"adapter{number}" if one.adapter else None
             try:
                 if own and isinstance(self._model, PeftModel):
@@ -207,7 +211,25 @@ class Server(ThreadingHTTPServer):
     def __init__(self, port: int) -> None:
         self.models: Models | None = None
         self.last_asked = time.monotonic()
+        self._in_hand, self._counting = 0, threading.Lock()
         super().__init__((HOST, port), _Handler)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last request was done with; 0 while one is in hand, however long its answer takes."""
+        return 0.0 if self._in_hand else time.monotonic() - self.last_asked
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """A request in hand."""
+        with self._counting:
+            self._in_hand += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._in_hand -= 1
+                self.last_asked = time.monotonic()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that has gone away is no fault."""
@@ -217,6 +239,7 @@ class Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = CLIENT_S
     server: Server
 
     def do_GET(self) -> None:
@@ -226,16 +249,37 @@ class _Handler(BaseHTTPRequestHandler):
         self._guarded(self._chat)
 
     def _guarded(self, carry_out: Any) -> None:
-        self.server.last_asked = time.monotonic()
+        """Carry the request out, or say why not; whatever fails is answered too, unless the answer has begun."""
+        self._begun = False
         try:
+            # All of it first: what a refused request leaves unread would be taken for the connection's next request.
+            self._content = self._read()
             self._check_local()
             if self.server.models is None:
                 raise Refused(503, "the model is still being loaded")
-            carry_out(self.server.models)
+            with self.server.asked():
+                carry_out(self.server.models)
         except Refused as refused:
             self._send(refused.status, refused.body)
-        finally:
-            self.server.last_asked = time.monotonic()
+        except ConnectionError:
+            raise
+        except Exception as error:
+            self.close_connection = True
+            if not self._begun:
+                what = f"the answer failed with {type(error).__name__}; the server's output has the whole story"
+                self._send(500, Refused(500, what).body)
+            raise  # for the traceback
+
+    def _read(self) -> bytes:
+        """The request's body. Raises Refused, and ends the connection, where it cannot be told how long that is, or it is too long."""
+        told = self.headers.get("Content-Length", "0")
+        length = int(told) if told.isascii() and told.isdigit() else None
+        if length is not None and length <= LONGEST_BODY and "Transfer-Encoding" not in self.headers:
+            return self.rfile.read(length)
+        self.close_connection = True
+        if length is not None and length > LONGEST_BODY:
+            raise Refused(413, f"the request is larger than {LONGEST_BODY:,} bytes")
+        raise Refused(411, "this server takes requests that state their Content-Length in bytes")
 
     def _check_local(self) -> None:
         """A page in a browser could reach loopback too; it names itself as Origin, or the server by a host name of its own."""
@@ -294,12 +338,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _body(self) -> ChatBody:
-        length = int(self.headers.get("Content-Length") or 0)
-        if length > LONGEST_BODY:
-            self.close_connection = True
-            raise Refused(413, f"the request is larger than {LONGEST_BODY:,} bytes")
         try:
-            return ChatBody.model_validate_json(self.rfile.read(length))
+            return ChatBody.model_validate_json(self._content)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
@@ -311,8 +351,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(content)
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """As the base class does, noting that there is no other status from here on."""
+        self._begun = True
+        super().send_response(code, message)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: questions are the user's own."""
@@ -357,7 +404,7 @@ def serve(config: ServerConfig, job: JobDir | None = None, *, on_ready: Any = No
             now = time.monotonic()
             if config.ttl_s is not None and now - began >= config.ttl_s:
                 break
-            if config.idle_s is not None and now - server.last_asked >= config.idle_s:
+            if config.idle_s is not None and server.idle_s >= config.idle_s:
                 break
         server.shutdown()
 

@@ -13,6 +13,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +33,7 @@ from tuneport.core.errors import ProviderError, RefusedError
 from tuneport.core.options import LocalOptions
 from tuneport.core.provider import ChatRequest
 from tuneport.local_backend.generate import replies
+from tuneport.local_backend.models import base_fingerprint
 from tuneport.local_backend.server import ChatBody, Models, ServedModel, Server, ServerConfig, serve
 from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_tiny import write_model
@@ -146,6 +148,61 @@ def test_a_page_in_a_browser_gets_no_answer(port: int, headers: dict[str, str]) 
     connection.close()
 
 
+def test_what_is_left_of_a_refused_request_is_never_the_next_one(port: int) -> None:
+    """A page may post, without asking first, a body that is itself a request without an Origin."""
+    asked = json.dumps({"model": "one", "messages": ASK, "max_tokens": 2}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(asked)}\r\n\r\n"
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        for path, headers, status in (("chat/completions", {"Origin": "https://evil.example"}, 403), ("nothing", {}, 404)):
+            connection.request("POST", f"/v1/{path}", head.encode() + asked, headers)
+            refused = connection.getresponse()
+            assert refused.status == status and "error" in json.load(refused)
+            connection.request("GET", "/v1/models")
+            assert json.load(connection.getresponse())["object"] == "list"
+
+
+def test_a_client_may_ask_again_on_its_connection_while_the_model_loads() -> None:
+    with Server(0) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        with closing(http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)) as connection:
+            for _ in range(2):
+                connection.request("POST", "/v1/chat/completions", b'{"model": "one"}')
+                answer = connection.getresponse()
+                assert answer.status == 503 and "being loaded" in json.load(answer)["error"]["message"]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": "abc"}, 411), ({"Content-Length": "-1"}, 411), ({"Transfer-Encoding": "chunked"}, 411),
+        ({"Content-Length": "99000000"}, 413),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_request_of_no_known_length_is_refused_and_ends_its_connection(port: int, headers: dict[str, str], status: int) -> None:
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        connection.putrequest("POST", "/v1/chat/completions")
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert (answer.status, answer.getheader("Connection")) == (status, "close") and "error" in json.load(answer)
+
+
+def test_a_fault_of_the_server_is_an_answer_too(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: Any) -> Any:
+        raise RuntimeError("out of luck")
+        yield
+
+    with pytest.raises(openai.BadRequestError, match="'seed'"):
+        client.chat.completions.create(model="one", messages=ASK, seed=2**64)
+    monkeypatch.setattr(Models, "answer", failing)
+    for stream in (False, True):
+        with pytest.raises(openai.InternalServerError, match="failed with RuntimeError"):
+            client.chat.completions.create(model="one", messages=ASK, stream=stream)
+
+
 def test_one_answer_at_a_time_keeps_each_adapter_to_its_own(client: openai.OpenAI) -> None:
     def ask(name: str) -> str | None:
         return client.chat.completions.create(model=name, messages=ASK, max_tokens=8, temperature=0).choices[0].message.content
@@ -214,6 +271,43 @@ def test_it_ends_by_itself_when_its_time_is_up(config: ServerConfig, limit: str)
     ports: list[int] = []
     serve(config.model_copy(update={limit: 0.1}), on_ready=ports.append)
     assert len(ports) == 1
+
+
+def test_it_is_not_idle_while_it_answers(config: ServerConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, whole = threading.Event(), threading.Event()
+
+    def slowly(*_: Any) -> Iterator[tuple[str, str | None]]:
+        asked.set()
+        time.sleep(1.2)  # more than two looks of the server at its clock
+        whole.set()
+        yield "", "stop"
+
+    def ask(port: int) -> None:
+        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client:
+            client.chat.completions.create(model="one", messages=ASK)
+
+    monkeypatch.setattr(Models, "answer", slowly)
+    threads: list[threading.Thread] = []
+
+    def ready(port: int) -> None:
+        threads.append(threading.Thread(target=ask, args=(port,)))
+        threads[0].start()
+        assert asked.wait(60)
+
+    serve(config.model_copy(update={"idle_s": 0.3}), on_ready=ready)
+    assert whole.is_set()
+    threads[0].join()
+
+
+def test_an_adapter_of_another_base_is_not_served(folder: Path, config: ServerConfig, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    shutil.copytree(folder / "jobs" / "one" / "adapter", adapter)
+    (adapter / "resolved_config.json").write_text(json.dumps({"base_fingerprint": base_fingerprint(str(folder / "tiny"))}))
+    served = {"models": (ServedModel(name="one", adapter=str(adapter)),)}
+    assert Models(config.model_copy(update=served)).names == ["one"]
+    other = write_model(tmp_path / "other", seed=1)  # of the same shape
+    with pytest.raises(ProviderError, match="trained on another base"):
+        Models(config.model_copy(update=served | {"base": str(other)}))
 
 
 # -- as a deployment ---------------------------------------------------------------------------------------------------
