@@ -78,14 +78,14 @@ def learning_curve(
         if p.arm in named
     ]
     if listed:
-        return _by_quality(intake, listed, training_rows, seed)
+        return _by_quality(intake, measurement, listed, training_rows, seed)
     found = [(_measured(family, arms, metric), family) for family in families]
     if not found:
         return None
     points, family = max(found, key=lambda pair: (_sizes(run for run, _ in pair[0]), _sizes(pair[1].runs)))
     told = {"provider": family.provider, "notes": family.notes}
     if _sizes(run for run, _ in points) >= MIN_POINTS:
-        return _by_quality(intake, points, training_rows, seed).model_copy(update=told)
+        return _by_quality(intake, measurement, points, training_rows, seed).model_copy(update=told)
     return _by_loss(family, {run.job for run, _ in points}).model_copy(update=told)
 
 
@@ -105,8 +105,10 @@ def _measured(family: RunFamily, arms: Sequence[Arm], metric: str) -> list[tuple
     return max(ways.values(), key=lambda points: _sizes(run for run, _ in points), default=[])
 
 
-def _by_quality(intake: Intake, points: Sequence[tuple[CurveRun, Arm]], training_rows: int | None, seed: int) -> LearningCurve:
-    """Fitted to the measured quality, with a bootstrap over the rows that all runs answered."""
+def _by_quality(
+    intake: Intake, measurement: Measurement | None, points: Sequence[tuple[CurveRun, Arm]], training_rows: int | None, seed: int
+) -> LearningCurve:
+    """Fitted to the measured quality, with a bootstrap over the rows that all runs answered, or over their clusters."""
     metric = intake.quality.metric
     points = sorted(points, key=lambda p: p[0].rows)
     runs = tuple(run for run, _ in points)
@@ -119,13 +121,11 @@ def _by_quality(intake: Intake, points: Sequence[tuple[CurveRun, Arm]], training
         return _unfitted(runs, "The runs share no measured row, so no curve can be fitted.")
     scores = np.array([[s[r] for r in rows] for s in by_row])
     ceiling, exponent, gain = _fit(sizes, scores.mean(axis=1)[:, None])
-    rng = np.random.default_rng(seed)
-    draws = np.concatenate(
-        [scores[:, rng.integers(0, len(rows), (BOOTSTRAP // 10, len(rows)))].mean(axis=2) for _ in range(10)], axis=1
-    )  # the same rows for every run: the noise that they share cancels
-    _, _, gains = _fit(sizes, draws)
+    clusters = measurement.clusters_of(rows) if measurement else ()
+    _, _, gains = _fit(sizes, _resampled_means(scores, clusters, seed))
     low, high = (float(v) for v in np.percentile(gains, [2.5, 97.5]))
-    method = f"bootstrap over rows ({BOOTSTRAP:,} resamples, seed {seed})"
+    over = f"{len(set(clusters))} clusters" if clusters else "rows"
+    method = f"bootstrap over {over} ({BOOTSTRAP:,} resamples, seed {seed})"
     estimate = Estimate(value=float(gain[0]), low=min(low, float(gain[0])), high=max(high, float(gain[0])), n=len(rows), method=method)
     added = int(sizes[-1])
     worth, price = _worth(intake, estimate.value), _price(intake, added, training_rows)
@@ -170,6 +170,19 @@ def _by_loss(family: RunFamily, measured: Collection[str]) -> LearningCurve:
         runs=runs, ceiling=-float(floor[0]), exponent=float(exponent[0]), next_rows=doubled, gain=gain, worth_usd=None, price_usd=None,
         more_is_worth=None, says=said, measured_by="validation loss",
     )  # fmt: skip
+
+
+def _resampled_means(scores: FloatArray, clusters: Sequence[int], seed: int) -> FloatArray:
+    """Means of each run [runs, resamples]: the same rows or clusters for every run, so that the noise which they share cancels."""
+    rng = np.random.default_rng(seed)
+    _, group = np.unique(clusters or range(scores.shape[1]), return_inverse=True)
+    sums = np.stack([np.bincount(group, weights=row) for row in scores])
+    sizes = np.bincount(group).astype(np.float64)
+    means = []
+    for _ in range(10):  # in parts: groups x resamples would not fit for a long suite
+        drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), BOOTSTRAP // 10).astype(np.float64)
+        means.append(sums @ drawn.T / (drawn @ sizes))
+    return np.concatenate(means, axis=1)
 
 
 def _rounded(usd: float | None) -> str:

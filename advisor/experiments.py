@@ -7,6 +7,7 @@ spent. An experiment that costs more than that is not worth making.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -15,7 +16,7 @@ from tuneport.advisor.economics import FloatArray
 from tuneport.advisor.measurement import Arm
 from tuneport.advisor.offers import Candidate
 from tuneport.advisor.simulation import Drivers, after_tuning, draw_acceptance
-from tuneport.advisor.statistics import newcombe_paired
+from tuneport.advisor.statistics import effective_rows, newcombe_paired
 from tuneport.core.money import Range
 
 START_HOURS = 2.0
@@ -39,20 +40,25 @@ class Pilot(BaseModel):
 
 
 def pilot_of(
-    candidate: Candidate, drivers: Drivers | None, npv: FloatArray | None, *, baseline: Arm, metric: str, bar: float, removed: FloatArray,
-    seed: int, priced: bool,
+    candidate: Candidate, drivers: Drivers | None, npv: FloatArray | None, *, baseline: Arm, metric: str, bar: float,
+    clusters_of: Callable[[Iterable[int]], Sequence[int]], removed: FloatArray, seed: int, priced: bool,
 ) -> Pilot:  # fmt: skip
-    """The pilot at one offer. ``priced``: the money counts what a miss costs, so that the worth of knowing can be told."""
-    scores = np.array([a.scores[metric] for a in baseline.answers if metric in a.scores])
+    """The pilot at one offer. ``priced``: the money counts what a miss costs, so that the worth of knowing can be told.
+
+    Rows that hang together (``clusters_of``) count as the fewer rows that tell as much.
+    """
+    answered = [a for a in baseline.answers if metric in a.scores]
+    scores, clusters = np.array([a.scores[metric] for a in answered]), clusters_of(a.row for a in answered)
     n = len(scores)
+    counted = effective_rows(scores.tolist(), clusters) if clusters else n
     usd, basis = _price(candidate, drivers, n)
     binary = bool(np.isin(scores, (0, 1)).all()) and n > 0
-    needed = _needed(n, int(scores.sum()), bar) if binary else None
+    needed = math.ceil(_needed(counted, round(scores.mean() * counted), bar) * n / counted - 1e-9) if binary else None
     rng = np.random.default_rng(seed)
     chance = None
     if needed is not None:
-        before, _ = draw_acceptance(rng, scores, scores, len(removed))
-        chance = float((rng.binomial(n, after_tuning(before, removed)) >= needed).mean())
+        before, _ = draw_acceptance(rng, scores, scores, len(removed), clusters)
+        chance = float((rng.binomial(counted, after_tuning(before, removed)) * n >= needed * counted).mean())
     what = metric.replace("_", " ")
     if needed is not None and needed <= n:
         show = f"At least {needed} of the {n} rows right ({100 * needed / n:.0f} %): the bar of {100 * bar:.0f} %, and a gain over "

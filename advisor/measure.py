@@ -130,6 +130,7 @@ def measure(
         power=power,
         part=suite.part,
         clusters=groups if suite.clusters else None,
+        row_clusters=suite.clusters,
         looks=tuple(looks),
         judges=tuple(judges),
         duels=tuple(duels),

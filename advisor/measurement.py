@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -188,6 +189,7 @@ class Measurement(_Frozen):
     warnings: tuple[str, ...] = ()
     part: Literal["test", "validation"] = "test"
     clusters: int | None = None  # groups of rows that hang together; None when every row stands alone
+    row_clusters: tuple[int, ...] = ()  # the group of each row; () when every row stands alone
     looks: tuple[Look, ...] = ()  # every time this test set was scored, oldest first
     judges: tuple[Judge, ...] = ()
     duels: tuple[Duel, ...] = ()
@@ -196,6 +198,11 @@ class Measurement(_Frozen):
     def arm(self, name: str) -> Arm:
         """The arm of that name. Raises KeyError."""
         return {a.name: a for a in self.arms}[name]
+
+    def clusters_of(self, rows: Iterable[int]) -> tuple[int, ...]:
+        """The groups that these rows belong to; () when each stands alone among them."""
+        found = tuple(self.row_clusters[row] for row in rows) if self.row_clusters else ()
+        return found if len(set(found)) < len(found) else ()
 
 
 def load_measurement(path: Path) -> Measurement:

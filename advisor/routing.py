@@ -18,7 +18,7 @@ from tuneport.advisor.measurement import Arm, Estimate, Measurement
 from tuneport.advisor.offers import Percentiles, percentiles
 from tuneport.advisor.pricing import Desk, Side
 from tuneport.advisor.simulation import Drivers, Terms, call_cost, draw, draw_acceptance, draw_cache, draw_price
-from tuneport.advisor.statistics import mean_interval, wilson
+from tuneport.advisor.statistics import clustered_mean, mean_interval, wilson
 
 VALIDITY_METRICS = ("schema_valid", "json_valid")
 """Names under which a measurement may report whether an answer is in the required format."""
@@ -57,7 +57,8 @@ def build_routes(
             continue
         own = arm.provider == "local"
         side = desk.own(arm) if own else desk.tokens(arm.provider, arm.model, tuned=False, hit=desk.intake.cache_hit_share)
-        found.append(_route(desk, arm, "direct", _scores(arm, metric), 0.0, side, now, current, shared, seed))
+        rest = (measurement, side, now, current, shared, seed)
+        found.append(_route(desk, arm, "direct", _scores(arm, metric), 0.0, *rest))
         validity = next((m for m in VALIDITY_METRICS if m in arm.metrics), None)
         if validity and current is not None and arm.metrics[validity].value < 1:
             small, valid, other = _scores(arm, metric), _scores(arm, validity), _scores(current, metric)
@@ -65,19 +66,21 @@ def build_routes(
             mixed = {row: small[row] if valid[row] >= 1 else other[row] for row in rows}
             if mixed:
                 passed = sum(valid[row] < 1 for row in rows) / len(rows)
-                found.append(_route(desk, arm, "cascade", mixed, passed, side, now, current, shared, seed))
+                found.append(_route(desk, arm, "cascade", mixed, passed, *rest))
     return tuple(found)
 
 
 def _route(
-    desk: Desk, arm: Arm, kind: Literal["direct", "cascade"], scores: dict[int, float], passed: float, side: Side, now: Side,
-    current: Arm | None, shared: Drivers, seed: int,
+    desk: Desk, arm: Arm, kind: Literal["direct", "cascade"], scores: dict[int, float], passed: float, measurement: Measurement,
+    side: Side, now: Side, current: Arm | None, shared: Drivers, seed: int,
 ) -> Route:  # fmt: skip
     intake = desk.intake
-    values = [scores[row] for row in sorted(scores)]
+    values, clusters = [scores[row] for row in sorted(scores)], measurement.clusters_of(sorted(scores))
     binary = set(values) <= {0.0, 1.0}
     quality = wilson(int(sum(values)), len(values)) if binary else mean_interval(values)
-    money = _money(desk, scores, passed, side.terms, now.terms, current, shared, seed)
+    if clusters:
+        quality = clustered_mean(values, clusters)
+    money = _money(desk, scores, passed, measurement, side.terms, now.terms, current, shared, seed)
     unknown = [*side.unknown, *(f"today's {item}" for item in now.unknown)]
     if money is None and not unknown:
         unknown.append("a machine that is always on cannot be shared out over requests")
@@ -95,8 +98,8 @@ def _route(
 
 
 def _money(
-    desk: Desk, scores: dict[int, float], passed: float, terms: Terms | None, today: Terms | None, current: Arm | None,
-    shared: Drivers, seed: int,
+    desk: Desk, scores: dict[int, float], passed: float, measurement: Measurement, terms: Terms | None, today: Terms | None,
+    current: Arm | None, shared: Drivers, seed: int,
 ) -> tuple[FloatArray, FloatArray] | None:  # fmt: skip
     """(USD per request, saving per month), per draw."""
     if terms is None or today is None:
@@ -112,7 +115,8 @@ def _money(
         other = _scores(current, desk.intake.quality.metric)
         rows = sorted(scores.keys() & other.keys())
         if rows:
-            before, after = draw_acceptance(rng, np.array([other[r] for r in rows]), np.array([scores[r] for r in rows]), len(big))
+            one, two = np.array([other[r] for r in rows]), np.array([scores[r] for r in rows])
+            before, after = draw_acceptance(rng, one, two, len(big), measurement.clusters_of(rows))
             each = draw(rng, rejected, len(big))
             saving = cost_per_accepted(big, before, each) - cost_per_accepted(cost, after, each)
     return cost, np.asarray(shared["volume"] * saving)

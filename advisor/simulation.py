@@ -12,7 +12,7 @@ correlated.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -35,6 +35,7 @@ from tuneport.advisor.economics import (
     volume_path,
 )
 from tuneport.advisor.intake import Intake
+from tuneport.advisor.statistics import cluster_covariance
 from tuneport.core.deployment import HOURS_PER_MONTH
 from tuneport.core.money import Range
 
@@ -179,12 +180,26 @@ def draw_price(rng: np.random.Generator, value: Range, n: int, spread: float = 0
     return np.full(n, low) if low == high else rng.triangular(low, (low + high) / 2, high, n)
 
 
-def draw_acceptance(rng: np.random.Generator, today: FloatArray, tuned: FloatArray, n: int) -> tuple[FloatArray, FloatArray]:
+def draw_acceptance(
+    rng: np.random.Generator, today: FloatArray, tuned: FloatArray, n: int, clusters: Sequence[int] = ()
+) -> tuple[FloatArray, FloatArray]:
     """Joint draws of two arms' mean score over the same rows.
 
     Right-or-wrong scores: Dirichlet over the four cells of the paired table with a prior of 1/4 each, so that either share
-    is Beta with Jeffreys' prior. Other scores: the rows are resampled together (paired bootstrap).
+    is Beta with Jeffreys' prior. Other scores: the rows are resampled together (paired bootstrap). Rows that hang together
+    (``clusters``, one for each row): the two means' t distribution with their cluster-robust covariance, cut at 0 and 1, so that either
+    spreads as its cluster-robust interval says; where that has no width, the first rule with as many rows as there are clusters.
     """
+    if clusters:
+        centre, covariance, groups = cluster_covariance(np.stack([today, tuned]), clusters)
+        if groups > 1 and (np.diag(covariance) > 0).all():
+            normal = rng.standard_normal((n, 2)) @ _square_root(covariance)
+            spread = np.sqrt((groups - 1) / rng.chisquare(groups - 1, n))
+            drawn = np.clip(centre + normal * spread[:, None], 0.0, 1.0)
+            return drawn[:, 0], drawn[:, 1]
+        shares = [float((a * b).mean()) for a in (today, 1 - today) for b in (tuned, 1 - tuned)]
+        both, only_today, only_tuned, _ = rng.dirichlet(groups * np.array(shares) + 0.25, n).T
+        return both + only_today, both + only_tuned
     if np.isin(today, (0, 1)).all() and np.isin(tuned, (0, 1)).all():
         cells = [float(((today == a) & (tuned == b)).sum()) for a, b in ((1, 1), (1, 0), (0, 1), (0, 0))]
         both, only_today, only_tuned, _ = rng.dirichlet(np.array(cells) + 0.25, n).T
@@ -195,6 +210,12 @@ def draw_acceptance(rng: np.random.Generator, today: FloatArray, tuned: FloatArr
         means.append(np.stack([today[rows].mean(axis=1), tuned[rows].mean(axis=1)]))
     joined = np.concatenate(means, axis=1)
     return joined[0], joined[1]
+
+
+def _square_root(covariance: FloatArray) -> FloatArray:
+    """The symmetric root of a covariance matrix; also of a singular one, where two arms answer alike."""
+    values, vectors = np.linalg.eigh(covariance)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T)
 
 
 def draw_removed(rng: np.random.Generator, value: Range, n: int) -> FloatArray:
@@ -248,11 +269,12 @@ def offer_drivers(
     *,
     seed: int,
     scores: tuple[FloatArray, FloatArray | None] | None = None,
+    clusters: Sequence[int] = (),
 ) -> Drivers:
     """The shared draws plus those of one offer's prices, retrainings and quality.
 
-    ``scores`` are today's and the tuned arm's scores per row; without tuned scores the prior of the shared draws stands for
-    the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money counts calls only.
+    ``scores`` are today's and the tuned arm's scores per row, ``clusters`` which rows hang together; without tuned scores the prior of
+    the shared draws stands for the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money counts calls only.
     """
     n = len(shared["volume"])
     rng = np.random.default_rng([seed, zlib.crc32(offer.id.encode())])
@@ -274,7 +296,9 @@ def offer_drivers(
     rejected = intake.quality.rejected_answer_usd
     if scores is not None and rejected is not None:
         today, tuned = scores
-        drivers["accepted"], drivers["accepted_tuned"] = draw_acceptance(rng, today, today if tuned is None else tuned, n)
+        drivers["accepted"], drivers["accepted_tuned"] = draw_acceptance(
+            rng, today, today if tuned is None else tuned, n, clusters
+        )
         if tuned is None:
             drivers["accepted_tuned"] = after_tuning(drivers["accepted"], removed)
         drivers["rejected_usd"] = draw(rng, rejected, n)

@@ -95,19 +95,43 @@ def clustered_difference(
     return Estimate(value=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), n=n, method=method), p_value
 
 
-def _clustered(scores: Sequence[float], clusters: Sequence[Hashable], alpha: float) -> tuple[float, float, int, float]:
-    """(mean, half width, number of clusters, p-value against a mean of 0)."""
-    n = _paired_rows(scores, clusters)
-    values = np.asarray(scores, dtype=float)
+def cluster_covariance(scores: NDArray[np.float64], clusters: Sequence[Hashable]) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """(means, their cluster-robust covariance, number of clusters) of several arms' scores on the same rows, as an array [arms, rows].
+
+    With one cluster the covariance is not known, and is infinite.
+    """
+    n = scores.shape[1]
     codes: dict[Hashable, int] = {}
     index = np.asarray([codes.setdefault(cluster, len(codes)) for cluster in clusters])
-    mean, groups = float(values.mean()), len(codes)
-    sums = np.bincount(index, weights=values - mean, minlength=groups)
-    if groups == 1 or np.abs(sums).max() < 1e-12:
+    means, groups = scores.mean(axis=1), len(codes)
+    if groups == 1:
+        return means, np.full((len(means), len(means)), np.inf), 1
+    sums = np.stack([np.bincount(index, weights=row - mean, minlength=groups) for row, mean in zip(scores, means, strict=True)])
+    sums[np.abs(sums).max(axis=1) < 1e-12] = 0.0  # rounding is no spread
+    return means, sums @ sums.T * groups / (groups - 1) / n**2, groups
+
+
+def effective_rows(scores: Sequence[float], clusters: Sequence[Hashable]) -> int:
+    """As many rows that stand alone tell as much of the mean of 0/1 scores as these clustered ones (n over Kish's design effect).
+
+    At most the number of rows, at least that of clusters where no spread is left between them.
+    """
+    means, covariance, groups = cluster_covariance(np.asarray([scores], dtype=float), clusters)
+    variance, p = float(covariance[0, 0]), float(means[0])
+    if not 0 < variance < math.inf:
+        return groups
+    return max(1, min(len(scores), round(p * (1 - p) / variance)))
+
+
+def _clustered(scores: Sequence[float], clusters: Sequence[Hashable], alpha: float) -> tuple[float, float, int, float]:
+    """(mean, half width, number of clusters, p-value against a mean of 0)."""
+    _paired_rows(scores, clusters)
+    means, covariance, groups = cluster_covariance(np.asarray([scores], dtype=float), clusters)
+    mean, error = float(means[0]), math.sqrt(float(covariance[0, 0]))
+    if groups == 1 or error == 0:
         return mean, 0.0, groups, 1.0
     from scipy.special import stdtr, stdtrit  # noqa: PLC0415
 
-    error = math.sqrt(float(sums @ sums) * groups / (groups - 1)) / n
     return mean, float(stdtrit(groups - 1, 1 - alpha / 2)) * error, groups, 2 * float(stdtr(groups - 1, -abs(mean) / error))
 
 

@@ -318,6 +318,41 @@ def test_an_exact_curve_is_found_again(a: float, b: float, c: float) -> None:
     assert float(ceiling[0]) == pytest.approx(a, abs=0.05)
 
 
+# -- rows that hang together ---------------------------------------------------------------------------------------------
+
+
+def test_clusters_widen_the_money_the_routes_the_pilot_and_the_curve() -> None:
+    """Thirty documents of ten rows that are right or wrong as a whole tell as much as thirty rows, not as three hundred."""
+    documents = np.repeat(np.arange(30), 10)
+    rng = np.random.default_rng(0)
+    few, small = (arm(name, [bool(x) for x in (rng.random(30) < p)[documents]], model=model) for name, p, model in (
+        ("few-shot", 0.4, "smollm2-135m-instruct"), ("small", 0.5, "other")))
+    sizes = [arm(f"tuned {k}", [bool(x) for x in (rng.random(30) < p)[documents]], kind="tuned") for k, p in enumerate((0.5, 0.7, 0.8))]
+    asked = intake(learning_curve=[{"arm": a.name, "rows": 250 * 2**k} for k, a in enumerate(sizes)])
+    alone = measurement(few, small, *sizes)
+    together = alone.model_copy(update={"clusters": 30, "row_clusters": tuple(documents.tolist())})
+    narrow, wide = (advised(asked, measured) for measured in (alone, together))
+    for report in (narrow, wide):
+        assert report.savings.economics is not None and report.curve is not None and report.curve.gain is not None
+
+    def width(low: float | None, high: float | None) -> float:
+        assert low is not None and high is not None
+        return high - low
+
+    npv = [width(r.savings.economics.npv.p10, r.savings.economics.npv.p90) for r in (narrow, wide)]  # type: ignore[union-attr]
+    assert npv[1] > 1.3 * npv[0]  # the volume and the price of a miss spread both alike
+    gains = [width(r.curve.gain.low, r.curve.gain.high) for r in (narrow, wide)]  # type: ignore[union-attr]
+    assert gains[1] > 1.5 * gains[0]
+    routes = [width(r.routes[0].quality.low, r.routes[0].quality.high) for r in (narrow, wide)]
+    assert routes[1] > 2 * routes[0]
+    pilots = [advised(intake(), m.model_copy(update={"arms": m.arms[:1], "comparisons": ()})).pilot for m in (alone, together)]
+    assert pilots[0] and pilots[1] and pilots[0].needed and pilots[1].needed
+    assert pilots[1].needed > pilots[0].needed  # of 300 rows: a gain must stand out against the documents
+    old = advised(asked, alone.model_copy(update={"clusters": 30}))
+    assert old.evidence is not None
+    assert any("too narrow" in warning for warning in old.evidence.warnings)
+
+
 # -- what would change it ------------------------------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta
 
 from tuneport.advisor import economics as e
 from tuneport.advisor.sensitivity import switching_value, tornado
@@ -25,6 +26,7 @@ from tuneport.advisor.simulation import (
     offer_drivers,
     shared_drivers,
 )
+from tuneport.advisor.statistics import clustered_difference, clustered_mean
 from tuneport.core.money import Range
 from tuneport.tests.advice_cases import TODAY, intake
 
@@ -243,6 +245,38 @@ def test_acceptance_is_drawn_jointly_and_is_beta() -> None:
     graded = draw_acceptance(np.random.default_rng(0), today * 0.5, tuned * 0.5, 2_500)
     assert graded[0].shape == (2_500,)
     assert graded[1].mean() == pytest.approx(0.45, abs=0.01)
+
+
+def clustered_scores() -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """40 documents of 10 rows, most of them right or wrong as a whole, by both arms alike."""
+    rng = np.random.default_rng(1)
+    clusters = np.repeat(np.arange(40), 10)
+    levels = rng.beta(0.5, 0.5, (40, 1)) * np.array([[0.7, 0.95]])
+    today, tuned = ((rng.random(400) < levels[clusters, k]).astype(float) for k in (0, 1))
+    return today, tuned, clusters.tolist()
+
+
+def test_rows_that_hang_together_spread_the_draws_as_their_cluster_robust_intervals_do() -> None:
+    today, tuned, clusters = clustered_scores()
+    one, two = draw_acceptance(np.random.default_rng(0), today, tuned, 200_000, clusters)
+    for drawn, told in (
+        (one, clustered_mean(today.tolist(), clusters)),
+        (two, clustered_mean(tuned.tolist(), clusters)),
+        (two - one, clustered_difference(today.tolist(), tuned.tolist(), clusters)[0]),
+    ):
+        assert np.percentile(drawn, [2.5, 97.5]) == pytest.approx([told.low, told.high], abs=0.002)
+        assert drawn.mean() == pytest.approx(told.value, abs=0.002)
+    alone, _ = draw_acceptance(np.random.default_rng(0), today, tuned, 20_000)
+    assert one.std() > 2 * alone.std()
+
+
+def test_clusters_without_spread_count_as_one_row_each() -> None:
+    """Every document wholly right: nobody knows more than 20 rows tell."""
+    right, clusters = np.ones(400), np.repeat(np.arange(20), 20).tolist()
+    one, two = draw_acceptance(np.random.default_rng(0), right, right, 50_000, clusters)
+    assert float(np.percentile(one, 2.5)) == pytest.approx(beta(20.5, 0.5).ppf(0.025), abs=0.01)
+    assert one.max() <= 1
+    assert np.corrcoef(one, two)[0, 1] > 0.4
 
 
 def test_failed_runs_are_paid_for() -> None:

@@ -11,7 +11,7 @@ from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.experiments import Pilot, pilot_of
 from tuneport.advisor.facts import Arms
 from tuneport.advisor.intake import Intake
-from tuneport.advisor.measurement import Arm
+from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, dies, percentiles
 from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import CashFlow, CashPoint, Sensitivity, SwingRow, Switch
@@ -37,13 +37,15 @@ def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setti
 class Appraisal:
     """The draws of one report, shared by its offers, and what each offer's money comes to."""
 
-    def __init__(self, intake: Intake, arms: Arms, seed: int, setting: Setting, prior: Prior) -> None:
+    def __init__(self, intake: Intake, measurement: Measurement | None, arms: Arms, seed: int, setting: Setting, prior: Prior) -> None:
         self.intake = intake
         self.setting = setting
         self.seed = seed
         self.baseline = arms.baseline
         self.shared = shared_drivers(intake, seed=seed, prior=prior.removed)
-        self.scores = _paired_scores(arms, intake.quality.metric)
+        self.measurement = measurement
+        *self.scores, rows = _paired_scores(arms, intake.quality.metric)
+        self.clusters = measurement.clusters_of(rows) if measurement else ()
         self.kept: dict[str, tuple[Candidate, Drivers, Outcome]] = {}
 
     def with_economics(self, candidate: Candidate) -> Offer:
@@ -54,7 +56,7 @@ class Appraisal:
         before, after = self.scores
         scores = None if before is None else (before, after if offer.quality != "not measured" else None)
         counted = scores is not None and self.intake.quality.rejected_answer_usd is not None
-        drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores)
+        drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores, clusters=self.clusters)
         result = evaluate(drivers, terms, self.setting)
         self.kept[offer.id] = (candidate, drivers, result)
         economics = OfferEconomics(
@@ -82,7 +84,7 @@ class Appraisal:
 
         One of an offer that was measured already, or whose base model ends before it could pay, stands behind the others.
         """
-        if self.baseline is None:
+        if self.baseline is None or self.measurement is None:
             return None
         found = {}
         for offer in (o for o in offers if o.status == "open" and o.training_usd):
@@ -90,7 +92,7 @@ class Appraisal:
             _, drivers, result = self.kept.get(offer.id, (None, None, None))
             found[offer.id] = pilot_of(
                 candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
-                bar=self.intake.quality.bar, removed=self.shared["removed"], seed=self.seed,
+                bar=self.intake.quality.bar, clusters_of=self.measurement.clusters_of, removed=self.shared["removed"], seed=self.seed,
                 priced=offer.economics is not None and offer.economics.misses_counted,
             )  # fmt: skip
         by_id = {o.id: o for o in offers}
@@ -197,8 +199,8 @@ def _switch(name: str, middle: float, at: float | None) -> Switch:
     return Switch(driver=label, share=share, middle=middle, at=at, statement=statement)
 
 
-def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArray | None]:
-    """Scores of today's (or the best) prompt and of the tuned arm, on the rows that both have; None for what was not measured."""
+def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArray | None, list[int]]:
+    """Scores of today's (or the best) prompt and of the tuned arm, on the rows that both have, and those rows; None: not measured."""
 
     def by_row(arm: Arm | None) -> dict[int, float]:
         return {a.row: a.scores[metric] for a in arm.answers if metric in a.scores} if arm else {}
@@ -206,5 +208,5 @@ def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArr
     one, two = by_row(arms.today), by_row(arms.tuned)
     rows = sorted(one.keys() & two.keys()) if two else sorted(one)
     if not rows:
-        return None, None
-    return np.array([one[r] for r in rows]), np.array([two[r] for r in rows]) if two else None
+        return None, None, rows
+    return np.array([one[r] for r in rows]), np.array([two[r] for r in rows]) if two else None, rows

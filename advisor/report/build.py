@@ -65,7 +65,7 @@ def build_report(
         intake, measurement, arms, (), diagnose(intake, tuple(plans)), today, plans, incumbent, _parameters_b(desk, plans)
     )
     prior = prior_for(measurement.task if measurement else None, situation.training_rows)
-    simulation = Appraisal(intake, arms, seed, setting_of(intake, incumbent, today), prior)
+    simulation = Appraisal(intake, measurement, arms, seed, setting_of(intake, incumbent, today), prior)
     offers = ranked([simulation.with_economics(c) for c in candidates])
     chosen = choose_offer(offers)
     sensitivity = simulation.sensitivity(chosen) if chosen else None

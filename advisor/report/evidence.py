@@ -15,6 +15,11 @@ def evidence_of(intake: Intake, measurement: Measurement | None) -> Evidence | N
     warnings = list(measurement.warnings)
     if intake.incumbent.arm and intake.incumbent.arm not in {a.name for a in measurement.arms}:
         warnings.append(f"the decision file names {intake.incumbent.arm!r} as the arm in use, but no such arm was measured")
+    if measurement.clusters and not measurement.row_clusters:
+        warnings.append(
+            "rows hang together, but the measurement does not say which (an earlier version wrote it), so the money takes them as if each "
+            "stood alone and its ranges are too narrow; measure again, answers that are kept cost nothing"
+        )
     if intake.quality.metric != measurement.primary_metric:
         warnings.append(f"the decision rests on {intake.quality.metric}; the measurement's primary metric is {measurement.primary_metric}")
     silent = [
