@@ -4,33 +4,74 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import Annotated
 
 try:
     import typer
 
     import tuneport
-    from tuneport.advisor import commands as advisor
-    from tuneport.advisor import measure_commands as measure
-    from tuneport.core import commands as core
     from tuneport.core import terminal
     from tuneport.core.errors import DataError, SpecError, TuneportError
-    from tuneport.providers import commands as providers
-    from tuneport.providers import deployment_commands as deployments
-    from tuneport.providers import job_commands as jobs
-    from tuneport.providers import sweep_commands as sweeps
 except KeyboardInterrupt:  # Ctrl-C while Python still starts
     sys.exit(130)
 
-app = typer.Typer(
-    name="tuneport",
-    help="One portable fine-tuning job for OpenAI, Bedrock, Together, Fireworks and your own GPU, and an advisor that says "
-    "whether and where to fine-tune.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich's help costs 0.1 s at every start
-)
 _INTERRUPTED = 130  # as a shell reports SIGINT
+
+_COMMANDS = {
+    "init": "core.commands",
+    "check": "core.commands",
+    "prepare": "providers.commands",
+    "plan": "providers.commands",
+    "submit": "providers.job_commands",
+    "jobs": "providers.job_commands",
+    "status": "providers.job_commands",
+    "watch": "providers.job_commands",
+    "events": "providers.job_commands",
+    "logs": "providers.job_commands",
+    "cancel": "providers.job_commands",
+    "pause": "providers.job_commands",
+    "resume": "providers.job_commands",
+    "reconcile": "providers.job_commands",
+    "checkpoints": "providers.job_commands",
+    "export": "providers.job_commands",
+    "delete": "providers.job_commands",
+    "sweep": "providers.sweep_commands",
+    "deploy": "providers.deployment_commands",
+    "deployments": "providers.deployment_commands",
+    "undeploy": "providers.deployment_commands",
+    "serve": "providers.deployment_commands",
+    "chat": "providers.deployment_commands",
+    "baseline": "advisor.measure_commands",
+    "evaluate": "advisor.measure_commands",
+    "advise": "advisor.commands",
+    "compare": "advisor.commands",
+    "providers": "providers.commands",
+    "models": "core.commands",
+    "prices": "core.commands",
+    "doctor": "providers.commands",
+    "schema": "advisor.commands",
+}
+"""Where each command's function is, in the order of ``tuneport --help``."""
+
+
+def application(command: str | None = None) -> typer.Typer:
+    """The command line: with every command, or with ``command`` alone where it names one.
+
+    Loading all of them takes longer than most commands run.
+    """
+    app = typer.Typer(
+        name="tuneport",
+        help="One portable fine-tuning job for OpenAI, Bedrock, Together, Fireworks and your own GPU, and an advisor that says "
+        "whether and where to fine-tune.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # rich's help costs 0.1 s at every start
+    )
+    app.callback(invoke_without_command=True)(_options)
+    for name in [command] if command in _COMMANDS else _COMMANDS:
+        app.command()(getattr(import_module(f"tuneport.{_COMMANDS[name]}"), name))
+    return app
 
 
 def main() -> None:
@@ -39,7 +80,7 @@ def main() -> None:
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         try:
-            app(args=arguments)
+            application(next((a for a in arguments if not a.startswith("-")), None))(args=arguments)
         finally:
             sys.stdout.flush()  # a full disk behind stdout is found here, not at exit
     except (KeyboardInterrupt, SystemExit) as end:
@@ -81,7 +122,6 @@ def _fail(message: str, code: int, debug: bool) -> None:
     sys.exit(code)
 
 
-@app.callback(invoke_without_command=True)
 def _options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001 - main() reads it
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
@@ -89,20 +129,6 @@ def _options(
     if version:
         print(f"tuneport {tuneport.__version__}")
         raise typer.Exit
-
-
-_COMMANDS = (
-    core.init, core.check, providers.prepare, providers.plan,
-    jobs.submit, jobs.jobs, jobs.status, jobs.watch, jobs.events, jobs.logs, jobs.cancel, jobs.pause, jobs.resume, jobs.reconcile,
-    jobs.checkpoints, jobs.export, jobs.delete, sweeps.sweep,
-    deployments.deploy, deployments.deployments, deployments.undeploy, deployments.serve, deployments.chat,
-    measure.baseline, measure.evaluate, advisor.advise, advisor.compare,
-    providers.providers, core.models, core.prices, providers.doctor, advisor.schema,
-)  # fmt: skip
-"""In the order of ``tuneport --help``."""
-
-for _command in _COMMANDS:
-    app.command()(_command)
 
 
 if __name__ == "__main__":

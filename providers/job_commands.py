@@ -16,7 +16,6 @@ from tuneport.core.errors import JobFailedError, NoLedgerError, RefusedError, Us
 from tuneport.core.job import JobState
 from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
 from tuneport.providers import registry
-from tuneport.providers.commands import as_billed, plans_for
 
 if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
@@ -46,6 +45,7 @@ def submit(
     """
     from tuneport.core.spec_file import load_spec
     from tuneport.core.submission import check_before_spending
+    from tuneport.providers.commands import as_billed, plans_for
 
     loaded = load_spec(spec)
     plans, missing = plans_for(loaded, [provider])

@@ -6,10 +6,8 @@ made without arguments, or with ``options=`` where its constructor has that para
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -53,6 +51,8 @@ _BUILT_IN = (
 
 def entries() -> dict[str, Entry]:
     """Every provider by name: the built-in ones first, then installed plugins by name."""
+    from importlib.metadata import entry_points  # noqa: PLC0415 - 25 ms that only who looks for a provider pays
+
     found = {entry.name: entry for entry in _BUILT_IN}
     for point in sorted(entry_points(group="tuneport.providers"), key=lambda p: p.name):
         found.setdefault(point.name, Entry(point.name, point.name, point.value, "", point.module.partition(".")[0], (), "plugin"))
@@ -79,6 +79,8 @@ def get(name: str, options: Any = None) -> Provider:
     """
     entry = entries().get(name)
     if entry is None:
+        import difflib  # noqa: PLC0415
+
         close = difflib.get_close_matches(name, names(), n=1)
         fix = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names())}"
         raise UsageError(f"there is no provider {name!r}", fix=fix)

@@ -7,9 +7,13 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tuneport.core.ledger import Ledger
+from tuneport.tests.fake_provider import make_plan, make_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = {"core": 0, "local_backend": 1, "providers": 1, "advisor": 2, "cli": 3}
@@ -73,17 +77,33 @@ HEAVY = ("torch", "transformers", "trl", "peft", "openai", "boto3", "together", 
     ids=lambda c: c[0],
 )
 def test_planning_imports_no_sdk_and_no_training_stack(command: list[str]) -> None:
+    assert _imported_by(command, HEAVY) == []
+
+
+SLOW = (*HEAVY, "sqlalchemy", "alembic", "asyncio", "pydantic", "numpy", "scipy", "jinja2", "yaml", "ssl", "tuneport.core.spec")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["jobs"], ["jobs", "--json"], ["logs", "j-aaaaaa"], ["deployments"]], ids=" ".join)
+def test_listing_imports_nothing_that_is_slow_to_load(command: list[str], tmp_path: Path) -> None:
+    spec = make_spec(tmp_path)
+    ledger = Ledger.open(tmp_path / "ledger.db")
+    ledger.add("j-aaaaaa", spec, make_plan(spec), {})
+    assert _imported_by(command, SLOW) == []
+
+
+def _imported_by(command: list[str], modules: Sequence[str]) -> list[str]:
+    """Those of the modules that a command, which must succeed, has loaded when it ends."""
     code = (
         "import sys\n"
         "from tuneport.cli import main\n"
         f"sys.argv = ['tuneport', *{command!r}]\n"
         "try: main()\n"
         "except SystemExit as end: assert not end.code, end.code\n"
-        f"loaded = [m for m in {HEAVY!r} if m in sys.modules]\n"
-        "assert not loaded, loaded\n"
+        f"sys.stderr.write(' '.join(m for m in {tuple(modules)!r} if m in sys.modules))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=_environment(), check=False)
     assert done.returncode == 0, done.stderr
+    return done.stderr.split()
 
 
 def _environment() -> dict[str, str]:

@@ -13,8 +13,10 @@ if not all(find_spec(library) for library in ("torch", "trl", "peft")):
 
 from typer.testing import CliRunner
 
-from tuneport.cli import app
+from tuneport.cli import application
 from tuneport.tests.local_tiny import write_model
+
+app = application()
 
 
 def test_calibration_runs_real_steps_and_leaves_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

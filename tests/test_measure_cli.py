@@ -12,12 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tuneport
-from tuneport.cli import app
+from tuneport.cli import application
 from tuneport.core.errors import TuneportError
 from tuneport.core.job import JobState, RemoteJob
 from tuneport.core.ledger import Ledger
 from tuneport.core.spec_file import load_spec
 from tuneport.tests.chat_server import ChatServer, chat_server
+
+app = application()
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 

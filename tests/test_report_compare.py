@@ -14,9 +14,11 @@ from tuneport.advisor.intake import load_intake
 from tuneport.advisor.questionnaire import QUESTIONS, Question, flatten, interview, parse
 from tuneport.advisor.report.compare import compare_reports, load_report
 from tuneport.advisor.report.render import render_json, write_report
-from tuneport.cli import app
+from tuneport.cli import application
 from tuneport.core.errors import DataError, MissingExtraError
 from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
+
+app = application()
 
 ANSWERS = {
     "title": "Tickets", "problem": "Records are wrong.", "wanted": "Right records.", "symptoms": "4 5", "quality.bar": "0.9",
