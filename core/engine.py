@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tuneport.core.deployments import Deployments
 from tuneport.core.errors import DataError, LedgerError, ProviderError, TuneportError, UsageError
+from tuneport.core.export_folder import claim
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
 from tuneport.core.keys import new_job_id
@@ -272,12 +273,13 @@ class Engine:
     def download(self, job_id: str, folder: Path, on_progress: OnProgress | None = None) -> list[Path]:
         """Bring the tuned weights into ``folder``; goes on where an earlier call broke off. Returns the files.
 
-        Raises JobFailedError when there is no tuned model (any more), ProviderError when the provider cannot be asked or does not
-        give weights away.
+        The folder is the job's own (``core.export_folder``). Raises UsageError when it holds anything else, JobFailedError when
+        there is no tuned model (any more), ProviderError when the provider cannot be asked or does not give weights away.
         """
         record = self.ledger.get(job_id)
         ref = _finished(record)
         provider = offered(self.provider_of(record), "download")
+        claim(folder, record.id, record.key)
         files = retrying(lambda: provider.download(ref, folder, on_progress), sleep=self._sleep)
         self.ledger.asked(job_id, f"{len(files)} files downloaded into {folder}")
         return files

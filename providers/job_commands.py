@@ -225,22 +225,26 @@ def checkpoints(job: JobArgument, as_json: JsonOption = False) -> None:
 
 def export(
     job: JobArgument,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the weights.")] = Path("."),
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the weights; default: one named by the job.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also a whole model, adapter and base in one, in OUT/merged.")] = False,
     gguf: Annotated[GGUF | None, typer.Option("--gguf", help="Also one GGUF file for llama.cpp, in this precision.")] = None,
 ) -> None:
     """Download the tuned weights, where the provider gives them.
 
-    Goes on where an earlier download broke off. Merged weights are compared with the adapter's answers before they are kept.
+    The folder is new, empty, or that of an earlier export of this job, which goes on where it broke off. Merged weights are compared
+    with the adapter's answers before they are kept.
     """
     handle = find_job(job)
-    for path in handle.download(out):
+    folder = out or Path(handle.id)
+    if out is None:
+        typer.echo(f"into the folder {folder} (another: --out)", err=True)
+    for path in handle.download(folder):
         print(path)
     if merge or gguf:
         from tuneport.local_backend.process import run_export
 
         trust = bool(handle.spec.options.local.trust_remote_code)
-        made, notes = run_export(out, out, merge=merge, gguf=gguf.value if gguf else None, trust=trust)
+        made, notes = run_export(folder, folder, merge=merge, gguf=gguf.value if gguf else None, trust=trust)
         for path in made:
             print(path)
         for note in notes:

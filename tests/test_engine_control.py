@@ -154,6 +154,23 @@ def test_a_download_is_tried_again_and_written_down(file_bench: Bench) -> None:
     assert notes(file_bench, job.id)[-1].startswith("1 files downloaded into ")
 
 
+def test_an_export_replaces_no_file_but_its_own(file_bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = file_bench.submit().wait(), file_bench.submit().wait()
+    mine = file_bench.folder / "project"
+    mine.mkdir()
+    (mine / "README.md").write_text("mine")
+    one.download(file_bench.folder / "weights")
+    monkeypatch.setattr(file_bench.provider, "download", lambda *_: pytest.fail("nothing is asked for"))
+    for job, folder in ((one, mine), (other, file_bench.folder / "weights"), (one, mine / "README.md")):
+        with pytest.raises(UsageError, match="--out"):
+            job.download(folder)
+    assert [path.name for path in mine.iterdir()] == ["README.md"] and (mine / "README.md").read_text() == "mine"
+    monkeypatch.undo()
+    (file_bench.folder / "weights" / "adapter.safetensors").unlink()
+    (path,) = one.download(file_bench.folder / "weights")  # its own folder: goes on
+    assert path.read_text() == one.ref
+
+
 def test_deleting_removes_what_is_at_the_vendor_and_keeps_the_story(bench: Bench) -> None:
     job = bench.submit()
     with pytest.raises(UsageError, match="is queued, so it cannot be deleted"):

@@ -118,3 +118,16 @@ def test_a_plan_says_what_keeps_it_from_being_submitted(
     assert said in shown
     own = next(line for line in shown.splitlines() if line.startswith("carried out by tuneport itself: "))
     assert {"data.train", "budget.max_usd"} <= set(own.partition(": ")[2].split(", "))
+
+
+def test_an_export_goes_into_a_folder_named_by_the_job(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = bench.submit().wait()
+    for _ in range(2):
+        job_commands.export(job.id)
+    shown = capsys.readouterr()
+    assert shown.out.split() == [f"{job.id}/adapter.safetensors"] * 2 and f"into the folder {job.id}" in shown.err
+    job_commands.export(job.id, Path("weights"))
+    assert (tmp_path / "weights" / "adapter.safetensors").is_file()
