@@ -149,7 +149,11 @@ def rescored(suite: EvalSuite, arm: Arm) -> Arm:
 
     def again(answer: Answer) -> Answer:
         texts = [answer.text, *answer.others]
-        replies = [ChatReply("", text, error="" if text else answer.error or "no text", declined=answer.declined) for text in texts]
+        missing = set(range(len(texts))) if answer.error else set(answer.unanswered)
+        replies = [
+            ChatReply("", text, error=(answer.error or "no answer") * (repeat in missing), declined=answer.declined)
+            for repeat, text in enumerate(texts)
+        ]
         each = [_scores(suite, answer.row, reply, reply.text) for reply in replies]
         judged = {name: score for name, score in answer.scores.items() if name.startswith("judge.")}
         return answer.model_copy(update={"scores": {name: sum(s[name] for s in each) / len(each) for name in each[0]} | judged})
@@ -209,6 +213,7 @@ def _scored(suite: EvalSuite, row: int, replies: Sequence[ChatReply]) -> Answer:
         seconds=first.seconds,
         others=tuple(texts[1:]),
         declined=first.declined,
+        unanswered=tuple(repeat for repeat, reply in enumerate(replies) if reply.error),
     )
 
 

@@ -231,16 +231,13 @@ def _monthly(intake: Intake, offer: Offer | None, which: Literal["today", "tuned
 
 
 def _general(situation: Situation) -> dict[str, Fact]:
-    """What tuning has cost elsewhere: the worst loss of the tuned arm on the general suite, when that was measured."""
-    general = situation.measurement.general if situation.measurement else None
-    tuned = situation.arms.tuned
-    pairs = (
-        [c for c in general.comparisons if tuned and c.challenger == tuned.name and c.metric == general.primary_metric] if general else []
-    )
+    """What tuning has cost elsewhere: the loss of the tuned arm's model on the general suite, when that was measured."""
+    measurement, tuned = situation.measurement, situation.arms.tuned
+    lost = measurement.elsewhere(tuned) if measurement and tuned else None
     return {
-        "general_loss": max((-c.difference.value for c in pairs), default=None),
-        "general_metric": general.primary_metric.replace("_", " ") if general else None,
-        "general_rows": general.power.n if general else None,
+        "general_loss": -lost.difference.value if lost else None,
+        "general_metric": lost.metric.replace("_", " ") if lost else None,
+        "general_rows": lost.difference.n if lost else None,
     }
 
 

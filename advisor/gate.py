@@ -29,8 +29,8 @@ def hold(measurement: Measurement, tuned: str, against: str | None = None) -> Co
     """The comparison that lets the tuned arm pass. Raises GateError with every reason that shuts the gate, UsageError without a rival.
 
     The gate is open when the tuned arm is shown to be no worse than its rival by more than the margin (the 95 % interval of the difference
-    lies above it), and the general suite, where it was measured, shows no loss beyond what S4 accepts. A suite too small to show either way
-    keeps it shut: no evidence is not good evidence.
+    lies above it), and the general suite, where this model was measured on it, shows no loss beyond what S4 accepts. A suite too small to
+    show either way keeps it shut: no evidence is not good evidence.
     """
     other = rival(measurement, against)
     deciding = _pair(measurement, other.name, tuned)
@@ -43,7 +43,7 @@ def hold(measurement: Measurement, tuned: str, against: str | None = None) -> Co
         else:
             why = f"is not shown to be within {margin * 100:g} points of {other.name}: {said} on {difference.n} rows"
         reasons.append(f"{tuned} {why} in {deciding.metric}")
-    reasons += _general(measurement, gain=difference.value)
+    reasons += _general(measurement.elsewhere(measurement.arm(tuned)), gain=difference.value)
     if reasons:
         raise GateError("; ".join(reasons), fix="look at the failures (--html), or measure more rows; the measurement is written")
     return deciding
@@ -60,11 +60,7 @@ def _pair(measurement: Measurement, baseline: str, challenger: str) -> Compariso
     raise UsageError(f"{challenger!r} and {baseline!r} are not compared in this measurement", fix="choose two different arms of it")
 
 
-def _general(measurement: Measurement, *, gain: float) -> list[str]:
-    if measurement.general is None:
-        return []
-    general = measurement.general
-    lost = next((c for c in general.comparisons if c.metric == general.primary_metric), None)
+def _general(lost: Comparison | None, *, gain: float) -> list[str]:
     if lost is None or lost.difference.high >= 0:  # no loss is shown
         return []
     loss = -lost.difference.value

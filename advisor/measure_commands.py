@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -45,7 +46,8 @@ from tuneport.advisor.measure_options import (
     ToleranceOption,
 )
 from tuneport.core import terminal
-from tuneport.core.errors import TuneportError, UsageError
+from tuneport.core.errors import CatalogueError, TuneportError, UsageError
+from tuneport.core.provider import HoldsWeights
 from tuneport.core.terminal import SpecArgument, escape
 from tuneport.providers.job_commands import find_job
 
@@ -92,6 +94,7 @@ class Asking:
     kind: Literal["prompted", "tuned"] = "prompted"
     job: str | None = None
     prompt: dict[str, Any] = field(default_factory=dict)  # shots, instruction, template, context
+    base: str | None = None  # what the provider calls the base of a tuned model, where it is known
 
 
 def baseline(
@@ -217,13 +220,13 @@ def evaluate(
         handle = find_job(job)
         tuned, at, made = handle.model.call_as, handle.provider, handle.id
         place, asked, scope = _place(handle.spec, at, tuned, base_url, key_variable)
-        rates = _rates(at, handle.record.model, price, tuned=True)
+        rates, base = _rates(at, handle.record.model, price, tuned=True), _base(handle.spec, at, asked)
     elif provider is not None and model is not None:
         place, asked, scope = _place(loaded, provider, model, base_url, key_variable)
-        at, made, rates = provider, None, _rates(provider, model, price, tuned=True)
+        at, made, rates, base = provider, None, _rates(provider, model, price, tuned=True), _base(loaded, provider, asked)
     else:
         raise UsageError("there is no tuned model to measure", fix="name its job (--job last), or --provider and --model")
-    arm = Asking(name or "tuned", place, asked, rates, scope, "tuned", made, prompt)
+    arm = Asking(name or "tuned", place, asked, rates, scope, "tuned", made, prompt, base)
     suite_of_more = (general_rows, general or general_rows is not None)
     result, suite = _run(loaded, [arm], settings, dry=dry_run, general=suite_of_more)
     if result is None or suite is None:
@@ -305,7 +308,22 @@ def _place(spec: JobSpec, provider: str, model: str | None, base_url: str | None
             raise UsageError(f"{provider} cannot be reached so ({wrong})", fix="correct --base-url or --key-variable") from None
     told = {} if options is None or isinstance(options, Mapping) else options.model_dump(exclude_none=True)
     where = [told.get("base_url") or os.environ.get(f"{provider.upper()}_BASE_URL", ""), told.get("region", "")]
-    return registry.get(provider, options), name, " ".join(filter(None, where))
+    place = registry.get(provider, options)
+    if isinstance(place, HoldsWeights):
+        where.append(place.fingerprint(name))
+    return place, name, " ".join(filter(None, where))
+
+
+def _base(spec: JobSpec, provider: str, tuned: str) -> str | None:
+    """The base of a tuned model: the one inside its id, else the spec's."""
+    from tuneport.core.catalogue import base_of, load_catalogue
+
+    if (inside := base_of(tuned)) != tuned:
+        return inside
+    try:
+        return load_catalogue().offering(spec, provider).vendor_id
+    except CatalogueError:  # the spec names no model there
+        return None
 
 
 def _rates(provider: str, model: str, stated: str | None, *, tuned: bool = False) -> Rates | None:
@@ -330,13 +348,13 @@ def _run(
     console = terminal.console()
     purse = Purse(settings.max_usd)
     known = load_measurement(settings.out) if settings.out.exists() else None
-    _announce(console, suite, arms, settings)
+    more_asked = [*(["the judge"] if settings.judge else []), *(["the general suite"] if general[1] else [])]
+    _announce(console, suite, arms, settings, more_asked)
     if dry:
         return None, None
     same = known if known is not None and (known.suite_sha256, known.part) == (suite.sha256, suite.part) else None
     if known is not None and same is None:
         console.print(f"[yellow]![/] {escape(str(settings.out))} holds other rows; its arms are not kept", highlight=False)
-    kept = [rescored(suite, a) for a in same.arms if a.name not in {arm.name for arm in arms}] if same else []
     faults: list[tuple[str, TuneportError]] = []
     new: list[Arm] = []
     for arm in arms:
@@ -346,10 +364,12 @@ def _run(
             faults.append((f"arm {arm.name}", error))
     if not new:
         raise faults[0][1]
-    judges, duels = list(same.judges if same else ()), list(same.duels if same else ())
+    done = {arm.name for arm in new}  # an arm that failed now keeps the answers of before
+    kept = [rescored(suite, arm) for arm in same.arms if arm.name not in done] if same else []
+    judges, duels = (same.judges, same.duels) if same else ((), ())
     if settings.judge is not None:
         try:
-            kept, new = _judge(console, spec, suite, kept, new, settings, purse, judges, duels)
+            kept, new, judges, duels = _judge(console, spec, suite, kept, new, settings, purse, judges, duels)
         except TuneportError as error:
             faults.append((f"judge {settings.judge}", error))
     more = same.general if same else None
@@ -389,8 +409,8 @@ def _looked(suite: EvalSuite, arms: list[Arm]) -> list[Look]:
     return [Look(at=k.at, arm=k.arm, provider=k.provider, model=k.model, rows=k.rows) for k in found]
 
 
-def _announce(console: Console, suite: EvalSuite, arms: list[Asking], settings: Settings) -> None:
-    """What the rows can show, before anything is asked, and the most that asking can cost."""
+def _announce(console: Console, suite: EvalSuite, arms: list[Asking], settings: Settings, more: list[str]) -> None:
+    """What the rows can show, before anything is asked, and the most that asking can cost. ``more``: what else will be asked."""
     from tuneport.advisor.cautions import WORTHWHILE
     from tuneport.advisor.measure import power_of
     from tuneport.advisor.spending import most
@@ -407,8 +427,11 @@ def _announce(console: Console, suite: EvalSuite, arms: list[Asking], settings: 
         else:
             asked = [ChatRequest("", prompt, suite.max_tokens) for prompt in suite.prompts(**arm.prompt)]
             bound = sum(most(request, arm.rates) for request in asked) * settings.repeats
-            said = f"at most {terminal.usd(bound)} ({len(asked) * settings.repeats:,} questions; kept answers cost nothing)"
+            most_usd = terminal.usd(bound) if isfinite(bound) else "an unknown sum, as rows hold more than text"
+            said = f"at most {most_usd} ({len(asked) * settings.repeats:,} questions; kept answers cost nothing)"
         console.print(f"{escape(arm.name)}: {escape(arm.model)} at {escape(arm.provider.name)}, {said}", highlight=False)
+    if more:
+        console.print(f"not in these sums, but under --max-usd: what {' and '.join(more)} will ask", highlight=False)
 
 
 def _run_arm(console: Console, suite: EvalSuite, arm: Asking, settings: Settings, purse: Purse) -> Arm:
@@ -442,10 +465,10 @@ def _judge(
     new: list[Arm],
     settings: Settings,
     purse: Purse,
-    judges: list[Judge],
-    duels: list[Duel],
-) -> tuple[list[Arm], list[Arm]]:
-    """All arms judged under every rubric (verdicts are kept, so old ones cost nothing); ``judges`` and ``duels`` are brought up to date."""
+    judges: tuple[Judge, ...],
+    duels: tuple[Duel, ...],
+) -> tuple[list[Arm], list[Arm], tuple[Judge, ...], tuple[Duel, ...]]:
+    """All arms judged under every rubric, with the judges' accounts and duels of now. Verdicts are kept: old ones cost nothing."""
     from tuneport.advisor.judge import JudgeModel, judge_arm, judge_pairs, load_rubric
 
     provider, _, model = (settings.judge or "").partition(":")
@@ -456,21 +479,21 @@ def _judge(
     judge: JudgeModel = JudgeModel(place, asked, _cache(settings), scope, rates, purse, settings.concurrency)
     arms = [*kept, *new]
     for rubric in map(load_rubric, settings.rubrics or ("correctness",)):
-        duels[:] = [d for d in duels if d.rubric != rubric.name]
-        judges[:] = [j for j in judges if j.rubric != rubric.name]
+        duels = tuple(d for d in duels if d.rubric != rubric.name)
+        judges = tuple(j for j in judges if j.rubric != rubric.name)
         with _progress(console, f"judge, {rubric.name}", None) as show:
             judge.on_verdict = lambda done, total, show=show: show(_Verdicts(done, total, purse))
             if rubric.pair:
                 prompted, tuned = ([a for a in arms if a.kind == kind] for kind in ("prompted", "tuned"))
                 pairs = [(one, other) for one in prompted for other in tuned] or list(pairwise(arms))
-                duels += [judge_pairs(judge, rubric, suite, one, other) for one, other in pairs]
+                duels += tuple(judge_pairs(judge, rubric, suite, one, other) for one, other in pairs)
                 continue
             told: list[Judge] = []
             for index, arm in enumerate(arms):
                 arms[index], found = judge_arm(judge, rubric, suite, arm, settings.labels)
                 told.append(found)
-            judges.append(_summed(told))
-    return arms[: len(kept)], arms[len(kept) :]
+            judges += (_summed(told),)
+    return arms[: len(kept)], arms[len(kept) :], judges, duels
 
 
 def _summed(told: list[Judge]) -> Judge:
@@ -483,7 +506,10 @@ def _summed(told: list[Judge]) -> Judge:
 def _general(
     console: Console, spec: JobSpec, rows: Path | None, arms: list[Arm], tuned: Asking, settings: Settings, purse: Purse
 ) -> Measurement:
-    """The tuned model and the base model of the best prompted arm, both zero-shot, on the general suite."""
+    """The tuned model and its base, both zero-shot, on the general suite.
+
+    Where no prompted arm is of its base, the best one at the same provider stands for it, or else the best one.
+    """
     from tuneport.advisor.general import general_suite
     from tuneport.advisor.measure import measure
 
@@ -491,7 +517,9 @@ def _general(
     if not prompted:
         raise UsageError("a loss in general ability shows only against the base model", fix="measure it first: tuneport baseline")
     suite = general_suite(rows)
-    base = next((arm for arm in prompted if arm.provider == tuned.provider.name), prompted[0])
+    here = [arm for arm in prompted if arm.provider == tuned.provider.name]
+    bases = [arm for arm in here if arm.model == tuned.base]
+    base = max(bases or here or prompted, key=lambda arm: next(iter(arm.metrics.values())).value)
     if base.provider == tuned.provider.name:  # also the same address
         place, model, scope = tuned.provider, base.model, tuned.scope
     else:
@@ -499,7 +527,8 @@ def _general(
     found = [
         _run_arm(console, suite, asking, settings, purse)
         for asking in (
-            Asking("base, general", place, model, _rates(base.provider, model, settings.price), scope),
+            # A stated price is the tuned model's; it stands for a base that no book knows, such as one on a server of one's own.
+            Asking("base, general", place, model, _rates(base.provider, model, None) or tuned.rates, scope),
             Asking("tuned, general", tuned.provider, tuned.model, tuned.rates, tuned.scope, "tuned", tuned.job),
         )
     ]

@@ -43,6 +43,7 @@ class Answer(_Frozen):
     seconds: float | None = None
     others: tuple[str, ...] = ()
     declined: bool = False  # the vendor itself marks the answer as a refusal
+    unanswered: tuple[int, ...] = ()  # the repeats, counted from 0, that got no answer
 
 
 class Spread(_Frozen):
@@ -203,6 +204,15 @@ class Measurement(_Frozen):
         """The groups that these rows belong to; () when each stands alone among them."""
         found = tuple(self.row_clusters[row] for row in rows) if self.row_clusters else ()
         return found if len(set(found)) < len(found) else ()
+
+    def elsewhere(self, arm: Arm) -> Comparison | None:
+        """What tuning has cost the arm's model on the general suite: base against it; None where that very model was not measured there."""
+        if self.general is None:
+            return None
+        model = (arm.kind, arm.provider, arm.model, arm.job)
+        names = {a.name for a in self.general.arms if (a.kind, a.provider, a.model, a.job) == model}
+        pairs = (c for c in self.general.comparisons if c.metric == self.general.primary_metric and c.challenger in names)
+        return next(pairs, None)
 
 
 def load_measurement(path: Path) -> Measurement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from math import inf, isinf
 
 from tuneport.core.catalogue import base_of
 from tuneport.core.errors import BudgetError, UsageError
@@ -69,6 +70,9 @@ class Purse:
     def take(self, request: ChatRequest, rates: Rates | None) -> bool:
         """Set aside the most that a question can cost; False, and nothing is set aside, when that exceeds what is left."""
         bound = most(request, rates)
+        if self.max_usd is not None and isinf(bound):
+            fix = "leave --max-usd out, or measure rows without images"
+            raise BudgetError("what a row with an image may cost is not known beforehand, so --max-usd cannot be kept", fix=fix)
         if self.max_usd is not None and self.spent.high + sum(self._held.values()) + bound > self.max_usd:
             return False
         self._held[request.id] = bound
@@ -77,12 +81,12 @@ class Purse:
     def settle(self, reply: ChatReply, rates: Rates | None) -> None:
         """Replace what was set aside by what the answer cost. A reply without counts, or with an error, counts in full."""
         held = self._held.pop(reply.id, 0.0)
-        if rates is None:
-            self.unpriced += 1
-        elif reply.error or reply.prompt_tokens is None or reply.completion_tokens is None:
-            self.spent += Range(low=0, high=held)
-        else:
+        if rates is not None and not reply.error and reply.prompt_tokens is not None and reply.completion_tokens is not None:
             self.spent += rates.usd(reply.prompt_tokens, reply.completion_tokens)
+        elif rates is None or isinf(held):
+            self.unpriced += 1
+        else:
+            self.spent += Range(low=0, high=held)
 
     def exhausted(self, what: str) -> BudgetError:
         """The error for a run that the limit stops."""
@@ -93,8 +97,14 @@ class Purse:
 
 
 def most(request: ChatRequest, rates: Rates | None) -> float:
-    """USD that one question can cost at most; 0 where the price is unknown. A token is at least one byte, so bytes bound tokens."""
+    """USD that one question can cost at most; 0 where the price is unknown. A token is at least one byte, so bytes bound tokens.
+
+    Infinite for a question with anything but text in it: each vendor counts the tokens of an image in a way of its own.
+    """
     if rates is None:
         return 0.0
+    parts = [part for m in request.messages if isinstance(m.get("content"), list) for part in m["content"]]
+    if any(isinstance(part, dict) and part.get("type") not in ("text", "refusal") for part in parts):
+        return inf
     text = sum(len(json.dumps(m.get("content"), ensure_ascii=False).encode("utf-8", "replace")) for m in request.messages)
     return rates.usd(text + TOKENS_PER_MESSAGE * (len(request.messages) + 1), request.max_tokens).high

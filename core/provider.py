@@ -197,6 +197,15 @@ class Provider(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldsWeights(Protocol):
+    """A provider whose models are files within reach, and so may change under one name."""
+
+    def fingerprint(self, model: str) -> str:
+        """Changes when what answers under this name does: weights, adapter, chat template, precision."""
+        ...
+
+
 def not_offered(provider: Provider, call: str) -> ProviderError:
     """The error that a call in ``provider.unoffered`` raises: its reason, in one sentence."""
     return ProviderError(f"{provider.name} offers no {call} ({provider.unoffered[call]})", retry="no")

@@ -398,7 +398,9 @@ def test_all_equal_scores_do_not_crash() -> None:
 def test_what_tuning_cost_elsewhere_can_stop_it() -> None:
     main = clear_gain()
     for kept, verdict in ((291, "fine_tune"), (240, "pilot")):  # of 300 general rows, of which the prompted model gets 294
-        general = measurement(arm("few-shot", share(300, 294)), arm("tuned", share(300, kept), kind="tuned", model="job-1"))
+        tuned = main.arm("tuned")
+        after = arm("tuned, general", share(300, kept), kind="tuned", provider=tuned.provider, model=tuned.model)
+        general = measurement(arm("base, general", share(300, 294)), after)
         report = advised(intake(), main.model_copy(update={"general": general}))
         assert report.decision.verdict == verdict
         assert report.evidence is not None

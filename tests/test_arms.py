@@ -173,6 +173,17 @@ def test_an_arm_kept_from_before_is_scored_by_todays_metrics() -> None:
     assert again == run_arm(Scripted(right_for(lambda i: i < 4)), "m", suite, name="a", rates=RATES)
     twice = run_arm(Moody(right_for(lambda i: True)), "m", tickets(10), name="r", repeats=2)
     assert rescored(tickets(10), twice) == twice
+    silent = run_arm(Scripted(lambda m: ""), "m", tickets(10), name="s", repeats=2)
+    assert rescored(tickets(10), silent) == silent, "an empty answer is no missing one"
+
+
+def test_a_limit_is_not_promised_for_what_has_no_bound() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    asked = Row(kind="chat", file="t", line=1, columns={"gold": "a cat"}, messages=({"role": "user", "content": [picture]},))
+    suite = build_suite([asked], source="t", task="text", columns=Columns(reference="gold"))
+    with pytest.raises(BudgetError, match="what a row with an image may cost is not known"):
+        run_arm(Scripted(lambda m: "a cat"), "m", suite, name="a", rates=RATES, purse=Purse(max_usd=1))
+    assert run_arm(Scripted(lambda m: "a cat"), "m", suite, name="a", rates=RATES).metrics["exact_match"].value == 1
 
 
 def test_confusion_counts_every_row_once() -> None:

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CatalogueError, DataError, ProviderError, UsageError
+from tuneport.core.options import LocalOptions
 from tuneport.local_backend import models, turns
 from tuneport.local_backend.jobdir import ADAPTER_FILES, COMPLETE, JobDir, WorkerState
 from tuneport.local_backend.records import read_records, write_records
 from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
 from tuneport.providers.local.client import LocalProvider, jobs_folder
+from tuneport.tests.local_tiny import write_model
 
 # -- order and learning rate -------------------------------------------------------------------------------------------
 
@@ -241,3 +243,16 @@ def test_an_export_goes_on_and_mends_what_differs(tmp_path: Path, monkeypatch: p
     with pytest.raises(ProviderError, match="differs"):
         place.download(str(job.path), out)
     assert not (out / torn).exists()
+
+
+def test_the_fingerprint_changes_with_whatever_decides_an_answer(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    provider = LocalProvider(jobs=tmp_path / "jobs")
+    known = provider.fingerprint(str(folder))
+    assert provider.fingerprint(str(folder)) == known
+    assert LocalProvider(LocalOptions(dtype="fp32"), jobs=tmp_path / "jobs").fingerprint(str(folder)) != known
+    template = tmp_path / "own.jinja"
+    template.write_text("{{ messages }}")
+    assert LocalProvider(LocalOptions(chat_template=str(template))).fingerprint(str(folder)) != known
+    os.utime(folder / "model.safetensors", ns=(1, 1))  # written again by another run
+    assert provider.fingerprint(str(folder)) != known

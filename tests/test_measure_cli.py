@@ -91,7 +91,8 @@ def test_any_model_prompt_and_service_then_the_gate_side_by_side_and_general_sui
     said = run(*evaluate, "-m", "good", "--html", "side.html", "--general")
     assert "gate open: tuned is no more than 2 points below half" in said
     assert "general suite, tuned, general – base, general:" in said
-    assert [a["name"] for a in measured(project)["general"]["arms"]] == ["base, general", "tuned, general"]
+    arms = [(a["name"], a["model"]) for a in measured(project)["general"]["arms"]]
+    assert arms == [("base, general", "half"), ("tuned, general", "good")]
     page = (project / "side.html").read_text()
     assert "Only tuned right" in page and f"({wrong})" in page
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page
@@ -124,6 +125,10 @@ def test_an_arm_that_stops_half_way_is_said_and_the_others_are_measured(project:
     said = run("baseline", "spec.yaml", "-p", "openai", "--price", "1000/1000", "--max-usd", "40")
     assert "zero-shot: 60 of 60 answers (60 kept before), spent $0.00" in said
     assert len(service.answered()) - before < 60, "answers of the capped run are not paid again"
+    (project / "other.txt").write_text("Be brief.")
+    run("baseline", "spec.yaml", "-p", "openai", "--price", "1000/1000", "--max-usd", "1.6", "--instruction", "other.txt", code=6)
+    again = {arm["name"]: arm["prompt"] for arm in measured(project)["arms"]}
+    assert again == {"zero-shot": "zero-shot, an instruction of its own", "few-shot (6)": "6 few-shot examples"}, "the old one is kept"
 
 
 def test_a_judge_who_answers_rubbish_is_said_and_shuts_nothing(project: Path, service: ChatServer) -> None:

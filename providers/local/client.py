@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -300,6 +301,16 @@ class LocalProvider:
                 last = " / ".join(log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_STDERR_LINES:])
                 killed = f"was killed by signal {-status}; memory may have run out" if status < 0 else f"ended with status {status}"
                 raise ProviderError(f"the inference worker {killed} ({redact(last)})", fix="free memory, or send fewer or shorter prompts")
+
+    def fingerprint(self, model: str) -> str:
+        """SHA-256 over the settings, and the size and time of every file, that decide what the model answers."""
+        if split(model)[1] is not None:  # a deployment: a server that holds the weights it began with
+            return model
+        settings = self.answering(model)
+        known = [locate(settings["model"]).path, *(Path(settings[name]) for name in ("adapter", "chat_template") if settings[name])]
+        files = (file for path in known if path is not None for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+        told = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+        return sha256(json.dumps([settings["dtype"], settings["model"], told]).encode()).hexdigest()
 
     # -- inner parts ---------------------------------------------------------------------------------------------------
 
