@@ -35,7 +35,7 @@ $(VENV)/.demo: $(VENV)/bin/pip pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.test: $(VENV)/.demo
-	$(PIP) --editable '.[local,tracking,report,pdf,metrics,data,zstd,parquet,tokens,postgres,openai,bedrock,together,fireworks]' --group dev
+	$(PIP) --editable '.[local,tracking,quantize,report,pdf,metrics,data,zstd,parquet,tokens,postgres,openai,bedrock,together,fireworks]' --group dev
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
 """The export worker: ``python -m tuneport.local_backend.export SETTINGS.json``. Makes whole models of adapters.
 
 Settings: {"adapter": folder of an adapter or of a fully tuned model, "out": folder, "merge": bool, "gguf": precision or null,
-"trust_remote_code": bool}.
+"quantize": "int8" or null, "trust_remote_code": bool}.
 The reply goes to stdout as one JSON line: {"files": [...], "notes": [...]} or {"fault", "kind", "fix"}.
 """
 
@@ -55,8 +55,10 @@ class Agreement:
         return self.merged <= max(NOTHING, LOST * self.base)
 
 
-def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bool = False) -> tuple[list[Path], list[str]]:
-    """Make ``out/merged`` and ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
+def export(
+    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: str | None = None, trust: bool = False
+) -> tuple[list[Path], list[str]]:
+    """Make ``out/merged``, ``out/int8`` and ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
 
     Raises ProviderError for an adapter that cannot be merged, and when the merged weights do not answer as the adapter does.
     """
@@ -65,16 +67,23 @@ def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bo
     notes: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as scratch:
-        whole = adapter
+        whole, agreement = adapter, None
         if not holds_model(adapter):
             whole = Path(scratch) / "merged"
-            notes.append(_merge(adapter, whole, trust))
+            note, agreement = _merge(adapter, whole, trust)
+            notes.append(note)
         if gguf:
             from tuneport.local_backend.gguf_file import write_gguf  # noqa: PLC0415 - imports torch
 
             target = out / f"model-{gguf}.gguf"
             write_gguf(whole, target, gguf)
             made.append(target)
+        if quantize:
+            rounded = Path(scratch) / quantize
+            notes.append(_quantise(whole, rounded, agreement, trust))
+            remove_tree(out / quantize)
+            rounded.rename(out / quantize)
+            made.append(out / quantize)
         if merge and whole == adapter:
             notes.append(f"{adapter} is a whole model already; there is nothing to merge")
         elif merge:
@@ -84,7 +93,7 @@ def export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bo
     return made, notes
 
 
-def _merge(adapter: Path, target: Path, trust: bool) -> str:
+def _merge(adapter: Path, target: Path, trust: bool) -> tuple[str, Agreement]:
     import torch  # noqa: PLC0415
 
     kind = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
@@ -121,7 +130,35 @@ def _merge(adapter: Path, target: Path, trust: bool) -> str:
         if (adapter / note).exists():
             shutil.copy(adapter / note, target / note)
     near, far = f"{agreement.merged:.2g}", f"{agreement.base:.2g}"
-    return f"merged in {precision}: {near} nats per token from the adapter's answers, which are {far} from the base's"
+    return f"merged in {precision}: {near} nats per token from the adapter's answers, which are {far} from the base's", agreement
+
+
+def _quantise(whole: Path, target: Path, tuned: Agreement | None, trust: bool) -> str:
+    """Write the model in int8 and say how far its answers, as they are loaded again, are from the whole model's."""
+    import torch  # noqa: PLC0415
+
+    from tuneport.local_backend.quantise import write_int8  # noqa: PLC0415
+
+    precision = stored_precision(str(whole), trust=trust)
+    tokenizer = load_tokenizer(str(whole), chats=False, trust=trust)
+    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+
+    def answers(model: Any) -> Any:
+        with torch.inference_mode():
+            return model(ids).logits.float().log_softmax(-1)
+
+    model = load_model(str(whole), dtype=precision, device="cpu", training=False, trust=trust)
+    wanted = answers(model)
+    done = write_int8(model, whole, target)
+    del model
+    tokenizer.save_pretrained(target)
+    got = answers(load_model(str(target), dtype=precision, device="cpu", training=False, trust=trust))
+    far = _divergence(wanted, got)
+    said = f"{done.words}: {far:.2g} nats per token from the whole model's answers"
+    if tuned is None:
+        return said
+    lost = f"; that is more than tuning moved them ({tuned.base:.2g}), so measure it before it is used (tuneport evaluate)"
+    return said + (lost if far > tuned.base else f", which tuning moved by {tuned.base:.2g}")
 
 
 def _divergence(wanted: Any, got: Any) -> float:
@@ -138,7 +175,7 @@ def main(arguments: list[str]) -> int:
         try:
             made, notes = export(
                 Path(settings["adapter"]), Path(settings["out"]), merge=settings["merge"], gguf=settings["gguf"],
-                trust=settings["trust_remote_code"],
+                quantize=settings["quantize"], trust=settings["trust_remote_code"],
             )  # fmt: skip
         except TuneportError as error:
             out.write(json.dumps({"fault": error.what, "kind": type(error).__name__, "fix": error.fix}) + "\n")

@@ -17,6 +17,7 @@ from tuneport.core import errors
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.secrets import redact
 from tuneport.local_backend.jobdir import JobDir
+from tuneport.local_backend.quantise import require_compressed_tensors
 
 LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
 """Names the inherited descriptor of the job's lock."""
@@ -104,15 +105,19 @@ def start_generation(requests: Path, stderr: Path) -> subprocess.Popen[str]:
         )
 
 
-def run_export(adapter: Path, out: Path, *, merge: bool, gguf: str | None, trust: bool = False) -> tuple[list[Path], list[str]]:
+def run_export(
+    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: str | None = None, trust: bool = False
+) -> tuple[list[Path], list[str]]:
     """Make a whole model of an adapter, in a process of its own (``local_backend.export``); returns (what was made, notes on it).
 
-    Raises what the worker raised.
+    Raises what the worker raised, and MissingExtraError without the library that ``quantize`` needs.
     """
+    if quantize:
+        require_compressed_tensors()
     with tempfile.TemporaryDirectory(prefix="tuneport-export-") as folder:
         settings = Path(folder) / "settings.json"
         document = {"adapter": str(adapter.absolute()), "out": str(out.absolute()), "merge": merge, "gguf": gguf}
-        document["trust_remote_code"] = trust
+        document |= {"quantize": quantize, "trust_remote_code": trust}
         settings.write_text(json.dumps(document), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "tuneport.local_backend.export", str(settings)],

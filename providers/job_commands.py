@@ -29,6 +29,12 @@ class GGUF(StrEnum):
     f32 = "f32"
 
 
+class Quantized(StrEnum):
+    """What rounded weights are rounded to."""
+
+    int8 = "int8"
+
+
 _WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
 
 
@@ -228,11 +234,12 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the weights; default: one named by the job.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also a whole model, adapter and base in one, in OUT/merged.")] = False,
     gguf: Annotated[GGUF | None, typer.Option("--gguf", help="Also one GGUF file for llama.cpp, in this precision.")] = None,
+    quantize: Annotated[Quantized | None, typer.Option("--quantize", help="Also a whole model with rounded weights, in OUT/int8.")] = None,
 ) -> None:
     """Download the tuned weights, where the provider gives them.
 
     The folder is new, empty, or that of an earlier export of this job, which goes on where it broke off. Merged weights are compared
-    with the adapter's answers before they are kept.
+    with the adapter's answers before they are kept; of rounded ones it is said how far their answers are.
     """
     handle = find_job(job)
     folder = out or Path(handle.id)
@@ -240,11 +247,12 @@ def export(
         typer.echo(f"into the folder {folder} (another: --out)", err=True)
     for path in handle.download(folder):
         print(path)
-    if merge or gguf:
+    if merge or gguf or quantize:
         from tuneport.local_backend.process import run_export
 
         trust = bool(handle.spec.options.local.trust_remote_code)
-        made, notes = run_export(folder, folder, merge=merge, gguf=gguf.value if gguf else None, trust=trust)
+        precision, rounded = (choice.value if choice else None for choice in (gguf, quantize))
+        made, notes = run_export(folder, folder, merge=merge, gguf=precision, quantize=rounded, trust=trust)
         for path in made:
             print(path)
         for note in notes:
