@@ -103,6 +103,29 @@ def test_equal_inputs_and_near_duplicates_stay_in_one_part(tmp_path: Path) -> No
     assert all(len(parts) == 1 for parts in places.values())
 
 
+@pytest.mark.parametrize("by", ["random", "label", "hard"])
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_one_input_are_drawn_whole_and_no_part_is_empty_without_a_word(tmp_path: Path, by: str, seed: int) -> None:
+    style = [chat("Write a product description", text()) for _ in range(40)]
+    labelled = {"column": "kind", "class_column": "kind"} if by == "label" else {}
+    rows = [{**row, "kind": f"k{n % 2}"} for n, row in enumerate(style)]
+    with pytest.raises(DataError, match=r"40 rows in 1 group of one input .* too few to split.*: no test row is left"):
+        run(tmp_path, rows, test=0.1, by=by, seed=seed, **labelled)
+    assert tree(tmp_path / "out") == {}
+    singles = [{**chat(text(), text()), "kind": f"k{n % 2}"} for n in range(160)]
+    card, _ = run(tmp_path, [*rows, *singles], test=0.1, validation=0.05, by=by, seed=seed, **labelled)
+    assert {part.part: part.rows for part in card.parts} == {"train": 170, "validation": 10, "test": 20}
+
+
+@pytest.mark.parametrize("lines", [1_990, 2_010], ids=["shrunk", "grown"])
+def test_a_source_that_changes_between_the_passes_is_named(tmp_path: Path, lines: int) -> None:
+    rows = [chat(f"q{n}") for n in range(lines)]
+    source = write(tmp_path / "rows.jsonl", rows[:1] * 2_000)
+    with pytest.raises(DataError, match="changed while it was read"):
+        prepare(source, tmp_path / "out", PrepareOptions(), on_progress=lambda *_: write(tmp_path / "rows.jsonl", rows))
+    assert tree(tmp_path / "out") == {}
+
+
 def test_duplicates_are_removed_and_counted(tmp_path: Path) -> None:
     one, two = text(50), text(50)
     rows = [chat(one), chat(one), chat(f"{one} more"), chat(two)]
@@ -122,6 +145,10 @@ def test_rows_of_a_benchmark_are_left_out(tmp_path: Path) -> None:
     card, _ = run(tmp_path, rows, exclude=(given,))
     assert card.removed == {"in bench.jsonl, which is excluded": 4}
     assert [file.name for file in card.inputs] == ["rows.jsonl", "bench.jsonl"]
+    (tmp_path / "more").mkdir()
+    more = write(tmp_path / "more" / "bench.jsonl", [chat(questions[4])])
+    both, _ = run(tmp_path, [*rows, chat(text(60))], out="both", exclude=(given, more))
+    assert both.removed == {"in bench.jsonl, which is excluded": 5}  # of both files
 
 
 def test_classes_are_capped_and_balanced(tmp_path: Path) -> None:

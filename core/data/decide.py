@@ -11,7 +11,7 @@ import numpy as np
 
 from tuneport.core.data.deep import DeepOptions, DeepSurvey
 from tuneport.core.data.gather import Gathered, OnProgress, gather
-from tuneport.core.data.load import open_file
+from tuneport.core.data.load import changed, open_file
 from tuneport.core.data.mended import MendedRows
 from tuneport.core.data.near import NearPair, candidate_pairs, cluster_heads, verified_pairs
 from tuneport.core.data.normalise import Normaliser
@@ -194,7 +194,7 @@ def _remove_copies(
     """Take out excluded rows and duplicates; returns the pairs of near duplicates, whether they were taken out or not."""
 
     def remove(marks: NDArray[np.bool_], what: str) -> None:
-        removed[what] = int((keep & marks).sum())
+        removed[what] = removed.get(what, 0) + int((keep & marks).sum())  # two files may have one name
         keep[marks] = False
 
     for other in excluded:
@@ -226,8 +226,9 @@ def _difficulty(rows: MendedRows, rarity: WordRarity, seen: _Seen) -> NDArray[np
             if len(texts) >= _BATCH:
                 scores.append(rarity.score(words_of(texts)))
                 texts = []
-    if texts:
-        scores.append(rarity.score(words_of(texts)))
+    scores.append(rarity.score(words_of(texts)))
+    if sum(map(len, scores)) != len(seen.classes):
+        raise changed(rows.name)
     return difficulty(np.concatenate(scores), seen.found.array("high"), seen.classes)
 
 

@@ -229,15 +229,16 @@ def _stream(
         if isinstance(row, list):
             raise BadRowsError([problem.fault for problem in row if isinstance(problem, BadRow)], 1, path)
         if codes is not None and index >= len(codes):
-            raise _changed(path)
+            raise changed(path)
         if codes is None or codes[index] == wanted:
             yield row
     if codes is not None and index + 1 != len(codes):
-        raise _changed(path)
+        raise changed(path)
 
 
-def _changed(path: str) -> DataError:
+def changed(path: str) -> DataError:
+    """The error for a file that has other rows than when it was read before."""
     return DataError(f"{path} changed while it was read", fix="run again when nothing writes to it")
 
 
-__all__ = ["BadRowsError", "load_job_data", "open_file", "open_rows", "unknown_format", "wrong_kind"]
+__all__ = ["BadRowsError", "changed", "load_job_data", "open_file", "open_rows", "unknown_format", "wrong_kind"]

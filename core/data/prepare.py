@@ -25,6 +25,7 @@ from tuneport.core.data.decide import Decision, decide
 from tuneport.core.data.folder import leftovers, make_folder
 from tuneport.core.data.gather import OnProgress, scratch_folder
 from tuneport.core.data.hub_rows import Source, source_name
+from tuneport.core.data.load import changed
 from tuneport.core.data.mend import MENDS, WHAT, Mend
 from tuneport.core.data.mended import MendedRows
 from tuneport.core.data.normalise import RowFormat
@@ -233,6 +234,8 @@ class _Output:
             if isinstance(found, list):
                 _reject(rejected, found)
                 continue
+            if index >= len(decision.copies):
+                raise changed(self.rows.name)
             copies, part = int(decision.copies[index]), int(decision.parts[index])
             if copies:
                 row = self.redactor.row(found) if self.redactor else found
@@ -250,7 +253,7 @@ class _Output:
         for row in general:
             self._put(row, files[0], rejected)
         if index != len(decision.copies):
-            raise DataError(f"{self.rows.name} changed while it was read", fix="run again when nothing writes to it")
+            raise changed(self.rows.name)
 
     def _put(self, row: Row, files: list[tuple[str, Writer]], rejected: Any) -> None:
         """Write one row to the files of its part; a file whose shape cannot carry it goes without, which is counted."""

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tuneport.core.data.shingles import Words
-from tuneport.core.data.split import TEST, TRAIN, VALIDATION, Key, assign
-from tuneport.core.errors import DataError
+from tuneport.core.data.split import TEST, TRAIN, VALIDATION, Key, assign, deal, refuse_empty, rows_wanted
 from tuneport.core.spec import Split
 
 if TYPE_CHECKING:
@@ -140,24 +139,30 @@ def split_parts(
 ) -> NDArray[np.uint8]:
     """The part of every row; ``hard`` (difficulty) draws the test set from the most difficult rows instead.
 
-    ``twins`` names for each row the first of its like (same input, near duplicates): they all go where that one goes, so that no
-    part holds what another has. Splits by time keep their border instead. Raises DataError when a part would be empty.
+    ``twins`` names for each row the first of its like (same input, near duplicates): they are drawn together, so that no
+    part holds what another has. Splits by time keep their border instead, and splits by group their groups.
+    Raises DataError when a part would be empty.
     """
+    if split.by in ("time", "group"):
+        return np.frombuffer(assign(split, keys, name), np.uint8)
+    groups: dict[int, list[int]] = {}
+    for row in np.flatnonzero(twins != np.arange(twins.size)).tolist():
+        groups.setdefault(int(twins[row]), [int(twins[row])]).append(row)
     if hard is None:
-        parts = np.frombuffer(bytes(assign(split, keys, name)), np.uint8).copy()
-        return parts if split.by in ("time", "group") else parts[twins]
-    parts = np.full(len(keys), TRAIN, np.uint8)
+        return np.frombuffer(assign(split, keys, name, groups), np.uint8)
+    parts = bytearray(len(keys))
+    wanted = rows_wanted(split, len(keys))
     order = ranks(len(keys), split.seed, "hard")
-    test = max(1, round(len(keys) * split.test)) if split.test else 0
-    validation = max(1, round(len(keys) * split.validation)) if split.validation else 0
-    if test + validation >= len(keys):
-        raise DataError(f"{name} has {len(keys)} rows, too few to split", fix="add rows, or change the shares")
-    pool = max(test, round(len(keys) * HARD_SHARE))
-    hardest = np.lexsort((order, -hard))[:pool]
-    parts[hardest[np.argsort(order[hardest], kind="stable")[:test]]] = TEST
-    rest = np.flatnonzero(parts == TRAIN)
-    parts[rest[np.argsort(order[rest], kind="stable")[:validation]]] = VALIDATION
-    return parts[twins]
+    sizes = np.bincount(twins, minlength=twins.size)
+    heads = np.flatnonzero(sizes)
+    hardest = heads[np.lexsort((order[heads], -hard[heads]))]
+    pool = max(wanted[TEST], round(len(keys) * HARD_SHARE))
+    drawn = hardest[: int(np.searchsorted(np.cumsum(sizes[hardest]), pool)) + 1]
+    deal(drawn[np.argsort(order[drawn], kind="stable")].tolist(), groups, {TEST: wanted[TEST]}, parts)
+    rest = heads[np.frombuffer(parts, np.uint8)[heads] == TRAIN]
+    deal(rest[np.argsort(order[rest], kind="stable")].tolist(), groups, {VALIDATION: wanted[VALIDATION]}, parts)
+    refuse_empty(parts, wanted, name, groups=groups)
+    return np.frombuffer(parts, np.uint8)
 
 
 def class_counts(classes: Sequence[str | None], copies: NDArray[np.int64], parts: NDArray[np.uint8], part: int) -> dict[str, int]:

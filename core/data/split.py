@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, MutableSequence, Sequence
 from datetime import UTC, date, datetime
 from math import isfinite
 from typing import Any, Literal
@@ -24,6 +24,9 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 Key = str | float | None
 """What a row is split by: its label or group, its time in seconds, or None for a random split."""
+
+Groups = Mapping[int, Sequence[int]]
+"""Rows that stay together: by the first of them, all of them. A row that is in none stands alone."""
 
 
 def is_cut(split: Split) -> bool:
@@ -71,75 +74,107 @@ def _seconds(value: Any) -> float:
     return seconds
 
 
-def assign(split: Split, keys: Sequence[Key], source: str) -> bytearray:
+def assign(split: Split, keys: Sequence[Key], source: str, groups: Groups | None = None) -> bytearray:
     """The part of every row: TRAIN, VALIDATION or TEST by row index. ``keys`` come from ``split_key``, one per row.
 
-    A share above zero takes at least one row. By group, sizes are as near to the shares as whole groups in hash order
-    come. By label, every label keeps a training row. Raises DataError, naming ``source``, when a part would be empty.
+    ``groups`` are rows that must stay together in a split at random or by label; sizes are then as near to the shares as whole
+    groups in hash order come, as they are in a split by group. Without, a share above zero takes at least one row. By label,
+    every label keeps a training row. Raises DataError, naming ``source``, when a part would be empty.
     """
-    wanted = {
-        TEST: max(1, round(len(keys) * split.test)) if split.test else 0,
-        VALIDATION: max(1, round(len(keys) * split.validation)) if split.validation else 0,
-    }
-    cut = {"random": _random, "label": _by_label, "group": _by_group, "time": _by_time}[split.by]
-    parts = cut(split, keys, wanted)
-    for part in (TRAIN, *(part for part, rows in wanted.items() if rows)):
-        if part not in parts:
-            by = f" by {split.by} of {split.column!r}" if split.column else f" by {split.by}"
-            raise DataError(
-                f"{source} has {len(keys)} rows in {len(set(keys))} {split.by}s, too few to split{by}: no {PARTS[part]} row is left"
-                if split.by in ("label", "group")
-                else f"{source} has {len(keys)} rows, too few to split{by}: no {PARTS[part]} row is left",
-                fix="add rows, or change data.split",
-            )
+    wanted = rows_wanted(split, len(keys))
+    groups = groups or {}
+    match split.by:
+        case "random":
+            parts = bytearray(len(keys))
+            deal(_in_hash_order(split.seed, _heads(len(keys), groups)), groups, wanted, parts)
+        case "label":
+            parts = _by_label(split, keys, wanted, groups)
+        case "group":
+            parts = _by_group(split, keys, wanted)
+        case "time":
+            parts = bytearray(len(keys))
+            deal(sorted(range(len(keys)), key=lambda row: (keys[row], row), reverse=True), {}, wanted, parts)
+    by = f" by {split.by} of {split.column!r}" if split.column else f" by {split.by}"
+    within = f" in {len(set(keys))} {split.by}s" if split.by in ("label", "group") else ""
+    refuse_empty(parts, wanted, source, by=by, within=within, groups=groups)
     return parts
+
+
+def rows_wanted(split: Split, rows: int) -> dict[int, int]:
+    """How many rows each held-out part is to have; a share above zero asks for one at least."""
+    return {part: max(1, round(rows * share)) if share else 0 for part, share in ((TEST, split.test), (VALIDATION, split.validation))}
+
+
+def refuse_empty(
+    parts: Sequence[int] | bytes, wanted: Mapping[int, int], source: str, *, by: str = "", within: str = "", groups: Groups | None = None
+) -> None:
+    """Raise DataError when a part that is wanted has no row; ``by`` and ``within`` say how the rows were split."""
+    for part in (TRAIN, *(part for part, rows in wanted.items() if rows)):
+        if part in parts:
+            continue
+        fix = "add rows, or change the shares"
+        if groups:
+            alone = len(parts) - sum(map(len, groups.values()))
+            within = f" in {len(groups) + alone} group{'s' if len(groups) + alone > 1 else ''} of one input or nearly the same text"
+            fix = "add rows of other inputs, change the shares, or split by a column that names groups"
+        raise DataError(f"{source} has {len(parts)} rows{within}, too few to split{by}: no {PARTS[part]} row is left", fix=fix)
 
 
 def _rank(seed: int, name: object) -> bytes:
     return hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
 
 
-def _deal(order: Sequence[int], parts: bytearray, test: int, validation: int) -> None:
-    for row in order[:test]:
-        parts[row] = TEST
-    for row in order[test : test + validation]:
-        parts[row] = VALIDATION
+def _in_hash_order(seed: int, rows: Iterable[int]) -> list[int]:
+    return sorted(rows, key=lambda row: (_rank(seed, row), row))
 
 
-def _random(split: Split, keys: Sequence[Key], wanted: Mapping[int, int]) -> bytearray:
+def _heads(rows: int, groups: Groups) -> list[int]:
+    """Rows that stand alone, and the first of each group."""
+    others = {row for head, members in groups.items() for row in members if row != head}
+    return [row for row in range(rows) if row not in others]
+
+
+def deal(order: Iterable[int], groups: Groups, wanted: Mapping[int, int], parts: MutableSequence[int]) -> None:
+    """Give rows and whole groups (by their first row) to the held-out parts, in order, until these have the rows wanted.
+
+    Each goes to the first part that it brings nearer to its size; what none takes stays where it is.
+    """
+    missing = {part: rows for part, rows in wanted.items() if rows > 0}
+    for head in order:
+        if not missing:
+            return
+        members = groups.get(head, (head,))
+        for part, rows in missing.items():
+            if len(members) < 2 * rows:
+                for row in members:
+                    parts[row] = part
+                missing[part] -= len(members)
+                if missing[part] <= 0:
+                    del missing[part]
+                break
+
+
+def _by_label(split: Split, keys: Sequence[Key], wanted: Mapping[int, int], groups: Groups) -> bytearray:
+    """A group counts for the label of its first row."""
     parts = bytearray(len(keys))
-    order = sorted(range(len(keys)), key=lambda row: (_rank(split.seed, row), row))
-    _deal(order, parts, wanted[TEST], wanted[VALIDATION])
+    heads: dict[Key, list[int]] = defaultdict(list)
+    for head in _heads(len(keys), groups):
+        heads[keys[head]].append(head)
+    sizes = {key: sum(len(groups.get(head, (head,))) for head in of_key) for key, of_key in heads.items()}
+    room = {key: size - 1 for key, size in sizes.items()}
+    quotas = {part: _shares(split.seed, sizes, room, rows) for part, rows in wanted.items()}
+    for key, of_key in heads.items():
+        order = _in_hash_order(split.seed, of_key)[:-1]  # the last stays in train
+        deal(order, groups, {part: shares[key] for part, shares in quotas.items()}, parts)
     return parts
 
 
-def _by_time(split: Split, keys: Sequence[Key], wanted: Mapping[int, int]) -> bytearray:
-    del split  # time needs no seed
-    parts = bytearray(len(keys))
-    order = sorted(range(len(keys)), key=lambda row: (keys[row], row), reverse=True)
-    _deal(order, parts, wanted[TEST], wanted[VALIDATION])
-    return parts
-
-
-def _by_label(split: Split, keys: Sequence[Key], wanted: Mapping[int, int]) -> bytearray:
-    parts = bytearray(len(keys))
-    members: dict[Key, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
-        members[key].append(row)
-    room = {key: len(rows) - 1 for key, rows in members.items()}
-    quotas = {part: _shares(split.seed, members, room, rows) for part, rows in wanted.items()}
-    for key, rows in members.items():
-        order = sorted(rows, key=lambda row: (_rank(split.seed, row), row))
-        _deal(order, parts, quotas[TEST][key], quotas[VALIDATION][key])
-    return parts
-
-
-def _shares(seed: int, members: Mapping[Key, list[int]], room: dict[Key, int], rows: int) -> dict[Key, int]:
-    """How many of ``rows`` each label gives, in proportion (largest remainder); takes them out of ``room``."""
-    total = sum(map(len, members.values()))
-    exact = {key: len(of_key) * rows / total for key, of_key in members.items()}
-    shares = {key: min(int(exact[key]), room[key]) for key in members}
-    by_remainder = sorted(members, key=lambda key: (shares[key] - exact[key], _rank(seed, f"label {key}")))
+def _shares(seed: int, sizes: Mapping[Key, int], room: dict[Key, int], rows: int) -> dict[Key, int]:
+    """How many of ``rows`` each label gives, in proportion to its size (largest remainder); takes them out of ``room``."""
+    total = sum(sizes.values())
+    exact = {key: size * rows / total for key, size in sizes.items()}
+    shares = {key: min(int(exact[key]), room[key]) for key in sizes}
+    by_remainder = sorted(sizes, key=lambda key: (shares[key] - exact[key], _rank(seed, f"label {key}")))
     missing = rows - sum(shares.values())
     while missing > 0:
         open_labels = [key for key in by_remainder if shares[key] < room[key]]
@@ -154,17 +189,10 @@ def _shares(seed: int, members: Mapping[Key, list[int]], room: dict[Key, int], r
 
 
 def _by_group(split: Split, keys: Sequence[Key], wanted: Mapping[int, int]) -> bytearray:
-    sizes: dict[Key, int] = defaultdict(int)
-    for key in keys:
-        sizes[key] += 1
-    filled = dict.fromkeys(wanted, 0)
-    part_of: dict[Key, int] = {}
-    for key in sorted(sizes, key=lambda key: (_rank(split.seed, key), str(key))):
-        part_of[key] = TRAIN
-        for part, target in wanted.items():
-            # Take the group when that brings the part nearer to its size.
-            if abs(filled[part] + sizes[key] - target) < abs(filled[part] - target):
-                filled[part] += sizes[key]
-                part_of[key] = part
-                break
-    return bytearray(part_of[key] for key in keys)
+    parts = bytearray(len(keys))
+    members: dict[Key, list[int]] = defaultdict(list)
+    for row, key in enumerate(keys):
+        members[key].append(row)
+    order = sorted(members, key=lambda key: (_rank(split.seed, key), str(key)))
+    deal([members[key][0] for key in order], {rows[0]: rows for rows in members.values()}, wanted, parts)
+    return parts
