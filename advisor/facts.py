@@ -139,7 +139,8 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "metric_measured": arms.baseline is not None if prompted else None,
         "task": measurement.task if measurement else None,
         "exact_format": intake.needs.format == "strict" or (measurement is not None and measurement.task == "json"),
-        "rows": measurement.power.n if measurement else None,
+        "rows": measurement.power.n if measurement else None,  # that count one by one: groups, where rows hang together
+        "rows_text": _rows_text(measurement) if measurement else None,
         "detectable": measurement.power.detectable if measurement else None,
         "power_statement": measurement.power.statement if measurement else None,
         "measurement_warnings": len(measurement.warnings) if measurement else None,
@@ -199,6 +200,11 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
     best, now = facts["baseline_value"], facts["current_value"]
     facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
     return facts | _general(situation) | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+
+
+def _rows_text(measurement: Measurement) -> str:
+    rows = f"{len(measurement.arms[0].answers):,} rows"
+    return f"{rows} in {measurement.clusters:,} groups that hang together" if measurement.clusters else rows
 
 
 def _dollars(value: Range | None) -> str | None:

@@ -119,7 +119,7 @@ def measure(
     primary = [comparison for comparison in comparisons if comparison.metric == first]
     deciding = _deciding(arms, primary)
     groups = len(set(suite.clusters)) or len(suite)
-    power = power_of(groups, deciding)
+    power = power_of(groups, deciding, grouped=bool(suite.clusters))
     return Measurement(
         suite=suite.source,
         suite_sha256=suite.sha256,
@@ -159,8 +159,11 @@ def _corrected(comparisons: Sequence[Comparison], primary: str) -> tuple[Compari
     return tuple(c.model_copy(update={"p_holm": adjusted[str(i)]}) if str(i) in adjusted else c for i, c in enumerate(comparisons))
 
 
-def power_of(n: int, comparison: Comparison | None = None) -> Power:
-    """What n rows detect, at the discordance of a comparison of two arms, or at an assumed one before there is any."""
+def power_of(n: int, comparison: Comparison | None = None, *, grouped: bool = False) -> Power:
+    """What n rows detect, at the discordance of a comparison of two arms, or at an assumed one before there is any.
+
+    ``grouped``: n counts groups of rows that hang together.
+    """
     discordant: float | None = None
     if comparison is not None and comparison.only_baseline is not None and comparison.only_challenger is not None:
         # Two arms that never disagree tell nothing of what other arms would do.
@@ -172,7 +175,7 @@ def power_of(n: int, comparison: Comparison | None = None) -> Power:
         discordant=share,
         discordant_source="assumed" if discordant is None else "measured",
         detectable=detectable,
-        statement=power_statement(n, detectable),
+        statement=power_statement(n, detectable, grouped=grouped),
     )
 
 

@@ -418,7 +418,7 @@ def _announce(console: Console, suite: EvalSuite, arms: list[Asking], settings: 
     from tuneport.core.provider import ChatRequest
 
     rows = len(set(suite.clusters)) or len(suite)
-    power = power_of(rows)
+    power = power_of(rows, grouped=bool(suite.clusters))
     needed = f"you need {sample_size(WORTHWHILE, power.discordant):,} rows to see {WORTHWHILE * 100:.0f} points"
     console.print(f"{power.statement} (if two arms disagree on {power.discordant:.0%} of them); {needed}", highlight=False)
     for arm in arms:

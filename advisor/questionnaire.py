@@ -11,7 +11,9 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tuneport.advisor.intake import CHANGE_MONTHS, Symptom
+from pydantic import ValidationError
+
+from tuneport.advisor.intake import CHANGE_MONTHS, Intake, Symptom
 from tuneport.core.data.facts import JobData
 from tuneport.core.spec import JobSpec
 
@@ -119,14 +121,30 @@ def interview(
                 continue
             try:
                 value = default if not typed else parse(question, typed)
+                changed = _with(document, question.path, value)
             except ValueError as error:
                 refuse(str(error))
                 continue
             break
-        if value is not None:
-            section, _, name = question.path.rpartition(".")
-            (document.setdefault(section, {}) if section else document)[name] = value
+        document = changed
     return document
+
+
+def _with(document: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """The document with one more answer. Raises ValueError when a decision file takes no such value there."""
+    if value is None:
+        return document
+    section, _, name = path.rpartition(".")
+    changed = deepcopy(document)
+    (changed.setdefault(section, {}) if section else changed)[name] = value
+    place = tuple(path.split("."))
+    try:
+        Intake.model_validate(changed)
+    except ValidationError as error:  # most of the file is still to come
+        wrong = [fault["msg"] for fault in error.errors() if fault["loc"][: len(place)] == place]
+        if wrong:
+            raise ValueError(wrong[0]) from None
+    return changed
 
 
 def parse(question: Question, typed: str) -> Any:

@@ -25,7 +25,9 @@ LATEST = 1_000
 """Succeeded jobs of the ledger that are looked at, the newest ones: bounds the time on a ledger of years."""
 LABELS = frozenset({"name", "tags", "budget", "tracking", "export", "options", "model", "data", "overrides", "version"})
 """Parts of a spec that change nothing in the tuned weights, or are compared on their own."""
-OPTION_LABELS = frozenset({"train_share", "job_name", "output_model", "gpu_usd_per_hour"})
+OPTION_LABELS = frozenset(
+    {"train_share", "job_name", "output_model", "gpu_usd_per_hour", "gpu_memory_gib", "tracking", "wandb_mode", "mlflow_uri"}
+)
 """The same for the options of a provider."""
 
 Facts = tuple[int, int]
@@ -97,7 +99,8 @@ def _made(ledger: Ledger, record: JobRecord, spec: JobSpec) -> _Made | None:
         return None
     share = (spec.options.local.train_share if record.provider == "local" else None) or 1.0
     sources, data = ledger.sources(record.id), spec.data
-    losses = [event.metrics["eval_loss"] for event in ledger.events(record.id) if "eval_loss" in event.metrics]
+    told = ledger.events(record.id) if record.method != "rft" else ()  # there it is the mean reward with its sign turned, no loss
+    losses = [event.metrics["eval_loss"] for event in told if "eval_loss" in event.metrics]
     held_out = sources.get(data.validation) if data.validation else None
     return _Made(record.id, record.provider, spec, rows, share, sources.get(data.train), held_out, min(losses, default=None))
 

@@ -309,9 +309,9 @@ def detectable_difference(n: int, discordant: float = ASSUMED_DISCORDANCE, *, al
     return min(1.0, delta if delta <= discordant else k / n)
 
 
-def power_statement(n: int, detectable: float) -> str:
-    """One plain sentence, e.g. "120 rows can detect about 11 points"."""
-    rows = "1 row" if n == 1 else f"{n:,} rows"
+def power_statement(n: int, detectable: float, *, grouped: bool = False) -> str:
+    """One plain sentence, e.g. "120 rows can detect about 11 points". ``grouped``: n counts groups of rows that hang together."""
+    rows = f"{n:,} {'group' if grouped else 'row'}{'' if n == 1 else 's'}{' of rows' if grouped else ''}"
     if detectable >= 1:  # below 6 rows no outcome of the exact test is significant: 2 / 2**5 > 0.05
         return f"{rows} cannot detect any difference" if n < 6 else f"{rows} can detect nothing short of 100 points"
     points = detectable * 100

@@ -136,8 +136,8 @@ class Worker:
         if step < run.steps:  # a run that was cut off between its last step and its result trains no further step
             with tracked(config, self.job, step):
                 stopped = train(run, best, checkpoint)
-            if self._state.phase == "stopping":
-                raise _Stopped
+                if self._state.phase == "stopping":
+                    raise _Stopped  # in here: a tracker is not to hear that all went well
             if stopped:
                 self._note(f"stopped early: {stopped}")
         self._set("saving", "writing the result", step=self._state.step, seconds_left=None)

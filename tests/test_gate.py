@@ -53,6 +53,10 @@ def test_a_loss_elsewhere_shuts_it_unless_it_is_small_and_the_gain_large() -> No
     with pytest.raises(GateError, match=r"general suite shows a loss of 19.4 points \(62 rows\)"):
         hold(against(100, 160, general=elsewhere(12)), "tuned")
     assert hold(against(100, 160, general=elsewhere(2)), "tuned"), "2 of 62 rows show no loss yet"
+    small = measure(tickets(400), [arm(400, "base, general", rows=400), arm(386, "tuned, general", "tuned", 400)])
+    assert hold(against(100, 160, general=small), "tuned"), "a loss of 3.5 points, shown, for a gain of 30"
+    with pytest.raises(GateError, match=r"general suite shows a loss of 3\.5 points"):
+        hold(against(100, 115, general=small), "tuned")
     assert hold(against(100, 160, general=elsewhere(12, "another model")), "tuned"), "what another model lost is not held against it"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def test_a_report_does_not_differ_from_itself() -> None:
     assert found.same_verdict
     assert found.same_inputs
     assert found.changes == ()
+    later = advise(intake(), clear_gain(), [plan()], today=TODAY + timedelta(days=1))
+    assert compare_reports(report, later).same_inputs, "a day has passed, and nothing else"
+
+
+def test_other_prices_are_other_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = advise(intake(), clear_gain(), [plan()], today=TODAY)
+    source = "sources: {deal: {title: our contract, observed_on: 2026-11-01, grade: USER}}\n"
+    price = "{provider: together, kind: train_token, methods: [sft], amount: [0.1, 0.2], min_charge: 0, source: deal}"
+    (tmp_path / "prices.yaml").write_text(f"{source}prices: [{price}]\n")
+    monkeypatch.setenv("TUNEPORT_PRICES", str(tmp_path / "prices.yaml"))
+    assert not compare_reports(before, advise(intake(), clear_gain(), [plan()], today=TODAY)).same_inputs
 
 
 def test_what_changed_is_told_with_the_decision_first() -> None:
@@ -114,13 +126,18 @@ def test_the_interview_makes_a_valid_decision_file(tmp_path: Path) -> None:
 
 def test_an_answer_without_sense_is_asked_again() -> None:
     said: list[str] = []
-    typed = iter(["", "maybe", "0.9"])
+    typed = {
+        "quality.metric": iter(["accuracyy", ""]),
+        "quality.bar": iter(["", "maybe", "0", "0.9"]),
+        "horizon_months": iter(["24.5", ""]),
+    }
 
     def ask(question: Question) -> str:
-        return next(typed) if question.path == "quality.bar" else answered(question)
+        return next(typed[question.path]) if question.path in typed else answered(question)
 
     assert interview(ask, said.append, {})["quality"]["bar"] == 0.9
-    assert said == ["this one needs an answer", "'maybe' is no number"]
+    assert said[1:3] == ["this one needs an answer", "'maybe' is no number"]
+    assert len(said) == 5 and "a metric" in said[0], "what a decision file would not take is asked again at once"
 
 
 @pytest.mark.parametrize(

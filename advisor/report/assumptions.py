@@ -187,7 +187,8 @@ def risks_of(
         risks.append(
             Risk(
                 name="The suite is not the world",
-                statement=f"{measurement.power.n} rows from one time and source. {measurement.power.statement}.".replace("..", "."),
+                statement=f"{len(measurement.arms[0].answers):,} rows from one time and source. "
+                f"{measurement.power.statement.removesuffix('.')}.",
                 answer="Repeat on rows from a later time before relying on the gain.",
             )
         )

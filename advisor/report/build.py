@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from tuneport import __version__
 from tuneport.advisor.curve import learning_curve
@@ -81,6 +85,7 @@ def build_report(
         sensitivity = _with_verdicts(sensitivity, situation)
         situation = replace(situation, switching=[s.statement for s in sensitivity.switches if s.at is not None])
     decision = decide(situation)
+    facts = [catalogue.models(), prices.prices(), dict(tuned_from or {}), dict(unavailable or {})]
     return Report(
         title=intake.title,
         made_on=today,
@@ -103,7 +108,7 @@ def build_report(
         risks=risks_of(intake, chosen, incumbent, measurement, today),
         warnings=tuple(about_incumbent(intake.incumbent, incumbent, desk, now)),
         reproducibility=Reproducibility(
-            inputs_sha256=_digest(intake, measurement, plans, families, today, seed), seed=seed, draws=DRAWS, versions=_versions()
+            inputs_sha256=_digest(intake, measurement, plans, families, facts, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),
     )
 
@@ -173,11 +178,22 @@ def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Sav
 
 
 def _digest(
-    intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], families: Sequence[RunFamily], today: date, seed: int
+    intake: Intake, measurement: Measurement | None, plans: Sequence[Plan], families: Sequence[RunFamily], facts: Any, seed: int
 ) -> str:
+    """Of all that decides the report but the day and the program. ``facts``: catalogue, price book and what the caller stated."""
     parts = [intake.model_dump_json(), measurement.model_dump_json() if measurement else ""]
     parts += [part.model_dump_json() for part in (*plans, *families)]
-    return hashlib.sha256("\n".join([*parts, today.isoformat(), str(seed)]).encode()).hexdigest()
+    told = to_jsonable_python(facts)
+    return hashlib.sha256("\n".join([*parts, json.dumps(_sorted(told), sort_keys=True), str(seed)]).encode()).hexdigest()
+
+
+def _sorted(value: Any) -> Any:
+    """The value with its lists in order of their content: sets have none of their own, and none matters here."""
+    if isinstance(value, dict):
+        return {key: _sorted(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return sorted((_sorted(inner) for inner in value), key=lambda inner: json.dumps(inner, sort_keys=True))
+    return value
 
 
 def _versions() -> dict[str, str]:

@@ -36,7 +36,8 @@ def evidence_of(intake: Intake, measurement: Measurement | None) -> Evidence | N
     )  # fmt: skip
     other = measurement.general
     return Evidence(
-        suite=measurement.suite, suite_sha256=measurement.suite_sha256, rows=measurement.power.n, metric=intake.quality.metric,
+        suite=measurement.suite, suite_sha256=measurement.suite_sha256, rows=len(measurement.arms[0].answers),
+        clusters=measurement.clusters, metric=intake.quality.metric,
         bar=intake.quality.bar, arms=arms, comparisons=measurement.comparisons, power=measurement.power, warnings=tuple(warnings),
         looks=measurement.looks, judges=measurement.judges, duels=measurement.duels,
         general_suite=other.suite if other else "",

@@ -61,6 +61,7 @@ class Evidence(_Frozen):
     suite: str
     suite_sha256: str
     rows: int
+    clusters: int | None = None  # groups of rows that hang together; None when every row stands alone
     metric: str
     bar: float
     arms: tuple[ArmResult, ...]

@@ -45,6 +45,8 @@ SOURCES: Mapping[str, str] = {
 }
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
+_LINE_START = re.compile(r"^(\s?)(\d{0,9})((?<=\d)[.)](?=\s|$)|(?<!\d)(?:[-+](?=\s|$)|[-=]{2,}))")
+"""What acts at the start of a line only: list marks, rules, underlines of headings."""
 
 
 def render_html(report: Report) -> str:
@@ -146,4 +148,4 @@ def _markdown_text(value: Any) -> Any:
     """
     if value is None or isinstance(value, Markup):
         return value
-    return _MARKDOWN.sub(r"\\\1", re.sub(r"\s+", " ", str(value)))
+    return _LINE_START.sub(r"\1\2\\\3", _MARKDOWN.sub(r"\\\1", re.sub(r"\s+", " ", str(value))))
