@@ -200,7 +200,7 @@ def build_suite(
         items=items,
         scorer=scorer,
         max_tokens=max_tokens or min(4096, max(64, longest // 2 + 32)),
-        sha256=_sha([[list(item.messages), item.expected, *([] if item.context is None else [item.context])] for item in items]),
+        sha256=_sha([[list(item.messages), item.expected] for item in items]),
         groups=groups,
         contaminated=tuple(index for index, key in enumerate(prompts) if key in met),
         repeated=len(prompts) - len(set(prompts)),
