@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -54,11 +55,17 @@ def detect_hardware(device: str = "auto", proc: Path = Path("/proc")) -> Hardwar
 
 
 def hardware_of(gpu: str, cores: int, memory: int | None) -> Hardware:
-    """A machine with this GPU, by the driver's product name."""
-    known = next((entry for entry in facts()["gpus"] if entry["match"] in gpu), None)
+    """A machine with this GPU, by the driver's product name; its speed and memory are unknown when hardware.yaml lacks it."""
+    other = any(_names(word, gpu) for word in facts()["other_cards"])
+    known = next((entry for entry in facts()["gpus"] if not other and _names(entry["match"], gpu)), None)
     if known is None:
         return Hardware(cores, memory, gpu)
     return Hardware(cores, memory, gpu, known["tflops"] * 1e12, known["memory_gb"] * 1e9, known.get("bf16", True))
+
+
+def _names(words: str, gpu: str) -> bool:
+    """Do these words stand in the product name, whole? "L4" does not stand in "NVIDIA L40"."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(words)}(?![A-Za-z0-9])", gpu) is not None
 
 
 def _main_memory() -> int | None:

@@ -130,7 +130,8 @@ class Worker:
             check_checkpoint(found[1])
             self._note(f"resumed from the checkpoint at step {step} of {run.steps}")
         else:
-            self._note(f"training {run.steps} steps of {config.batch_size} rows by {config.method} on {run.device}")
+            message = f"training {run.steps} steps of {config.batch_size} rows by {config.method} on {run.device}"
+            self._note(message, metrics={"sequences": float(len(run.train))})
         self._set("training", "", step=step, total_steps=run.steps)
         best = BestAdapter(self.job.best)
         if step < run.steps:  # a run that was cut off between its last step and its result trains no further step
@@ -253,8 +254,8 @@ class Worker:
         self.job.set_state(self._state)
         self._written = time.monotonic()
 
-    def _note(self, message: str, level: str = "info") -> None:
-        self.job.add_event(message, level=level)
+    def _note(self, message: str, level: str = "info", metrics: dict[str, float] | None = None) -> None:
+        self.job.add_event(message, level=level, metrics=metrics)
 
     def _end(self, phase: str, message: str) -> int:
         message = redact(message)

@@ -58,13 +58,13 @@ def _calibrated(spec: JobSpec, plans: Mapping[str, Plan]) -> dict[str, Plan]:
     """The plans with local's time measured."""
     from functools import partial
 
-    from tuneport.core.data.load import load_job_data, open_rows
+    from tuneport.core.data.load import open_rows
     from tuneport.providers.local.calibrate import calibrated
 
     local = plans.get("local")
     if local is None:
         raise UsageError("--calibrate measures local training, and there is no plan for it", fix="add --provider local")
-    return {**plans, "local": calibrated(local, partial(open_rows, spec), load_job_data(spec).train.rows)}
+    return {**plans, "local": calibrated(local, partial(open_rows, spec))}
 
 
 def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> tuple[dict[str, Plan], dict[str, TuneportError]]:

@@ -138,6 +138,57 @@ def test_warnings_for_memory_and_for_rows_beyond_the_model() -> None:
     assert any("weights alone" in w.message for w in big.warnings)
 
 
+def test_documents_are_cut_so_their_length_neither_warns_nor_takes_memory() -> None:
+    h100 = hardware_of("NVIDIA H100 80GB HBM3", 16, None)
+    text = replace(FACTS, kind="text", tokens=replace(FACTS.tokens, low=30_000_000, high=33_000_000, longest_row=400_000))
+    made = plan(method="cpt", model={"local": "org/model-8B"}, hardware=h100, train=text)
+    assert made.payload["max_seq_length"] == 2048 and made.machines[0].fits
+    assert not {"memory", "sequence-length"} & {w.code for w in made.warnings}
+
+
+def test_steps_are_of_sequences_of_which_a_row_may_make_several() -> None:
+    def seconds(train: DatasetFacts, **document: Any) -> float:
+        found = plan(validation=False, train=train, training={"steps": 50, "batch_size": 8}, **document).time.seconds
+        assert found is not None
+        return found.high - 90  # without the start
+
+    pieces = replace(FACTS, kind="text", rows=10, tokens=replace(FACTS.tokens, low=2048 * 400, high=2048 * 400, longest_row=100_000))
+    short = replace(pieces, rows=400, tokens=replace(pieces.tokens, longest_row=2048))
+    assert seconds(pieces, method="cpt") == pytest.approx(seconds(short, method="cpt"), rel=0.05)
+    pairs, unpaired = replace(FACTS, kind="preference"), replace(FACTS, kind="unpaired_preference", rows=612)
+    assert seconds(pairs, method="kto") == pytest.approx(seconds(unpaired, method="kto"))
+
+
+def test_a_micro_batch_of_kto_holds_two_rows_at_least() -> None:
+    pairs = replace(FACTS, kind="preference")
+    micro = {
+        size: plan(method="kto", train=pairs, training={"batch_size": size}).payload["micro_batch_size"]
+        for size in (2, 8, 11, 16, 22, 39, 121)
+    }
+    assert micro == {2: 2, 8: 8, 11: 11, 16: 8, 22: 2, 39: 3, 121: 11}
+
+
+def test_a_base_in_four_bits_is_weighed_as_such_on_the_cpu() -> None:
+    warned = [
+        {w.code for w in plan(model={"local": "org/model-8B"}, tuning={"kind": kind}, hardware=Hardware(8, 14 * GIB)).warnings}
+        for kind in ("lora", "qlora")
+    ]
+    assert "memory" in warned[0] and "memory" not in warned[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [
+        ("NVIDIA L40", 48), ("NVIDIA L40S", 48), ("NVIDIA L4", 24), ("Tesla T4", 16), ("NVIDIA A10G", 24),
+        ("NVIDIA A100-SXM4-40GB", 40), ("NVIDIA A100-SXM4-80GB", 80), ("NVIDIA GeForce RTX 4090", 24),
+        ("NVIDIA RTX A1000", None), ("NVIDIA T400 4GB", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)  # fmt: skip
+def test_a_gpu_is_known_by_whole_words(name: str, gigabytes: float | None) -> None:
+    memory = hardware_of(name, 8, None).gpu_memory
+    assert memory == (gigabytes * 1e9 if gigabytes else None)
+
+
 def test_a_large_model_takes_more_rows_per_step_and_a_gpu_takes_them_at_once() -> None:
     h100 = hardware_of("NVIDIA H100 80GB HBM3", 16, None)
     sizes = {hardware: plan(model={"local": "org/model-8B"}, hardware=hardware).payload for hardware in (CPU, h100)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import tempfile
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from tuneport.core.money import Duration, Range
 from tuneport.core.plan import MachineFit, Plan
 from tuneport.core.provider import OpenRows
 from tuneport.local_backend.config import TrainConfig
+from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.schedule import total_steps
 from tuneport.providers.local.client import LocalProvider
 
@@ -27,33 +31,36 @@ BAND = 0.15
 """Half width of the range of later steps' mean time, as a share, beside what the timed steps' own spread says."""
 
 
-def calibrated(plan: Plan, rows: OpenRows, train_rows: int) -> Plan:
+def calibrated(plan: Plan, rows: OpenRows) -> Plan:
     """The plan with its time, and on a GPU this machine's peak memory, as ten real steps show them.
 
-    The steps are those that the job begins with, in a folder that is removed afterwards; validation passes are not among them.
+    The trial begins as the job does, in a folder that is removed afterwards; validation passes are not part of it. It tells how many
+    sequences the rows make, and so how many steps the whole run has.
+
     Raises UsageError for a run of too few steps, ProviderError when the trial fails, and whatever ``LocalProvider.create`` raises.
     """
     config = TrainConfig.model_validate(plan.payload)
-    steps = total_steps(max(1, round(train_rows * config.train_share)), config.batch_size, config.epochs, config.steps)
-    if steps < WARM + 2:
-        raise UsageError(f"the whole run is {steps} steps, too few to calibrate on", fix="submit it; it is no longer than the trial")
-    changes: dict[str, JsonValue] = {"steps": min(STEPS, steps), "epochs": None, "evaluations": 0, "early_stopping": None, "checkpoints": 1}
-    changes |= {"validation_file": None, "tracking": {}}
+    if config.steps is not None and config.steps < WARM + 2:
+        raise UsageError(f"the whole run is {config.steps} steps, too few to calibrate on", fix="submit it; it is no longer than the trial")
+    changes: dict[str, JsonValue] = {"steps": min(STEPS, config.steps or STEPS), "epochs": None, "checkpoints": 1, "evaluations": 0}
+    changes |= {"early_stopping": None, "validation_file": None, "tracking": {}}
     uploads = tuple(upload for upload in plan.uploads if upload.role == "train")
     trial = plan.model_copy(update={"payload": plan.payload | changes, "uploads": uploads})
     with tempfile.TemporaryDirectory(prefix="tuneport-calibrate-") as folder:
         provider, key, began = LocalProvider(jobs=Path(folder)), "calibrate", time.time()
-        job = provider.create(trial, provider.upload(trial, rows, key), key)
         try:
+            job = provider.create(trial, provider.upload(trial, rows, key), key)
             while not job.state.terminal and job.state is not JobState.PAUSED:
                 time.sleep(LOOK)
                 job = provider.poll(job.ref)
-        except KeyboardInterrupt:
-            provider.cancel(job.ref)
-            raise
+        finally:
+            _kill(JobDir(Path(folder) / key))
         if job.state is not JobState.SUCCEEDED:
             raise ProviderError(f"the trial steps failed: {job.message}", fix="mend that; the job itself would fail alike")
-        events = [event for event in provider.events(job.ref) if "loss" in event.metrics]
+        told = list(provider.events(job.ref))
+    events = [event for event in told if "loss" in event.metrics]
+    sequences = int(next(event.metrics["sequences"] for event in told if "sequences" in event.metrics))
+    steps = total_steps(sequences, config.batch_size, config.epochs, config.steps)
     ends = [event.at.timestamp() for event in events]
     each = [end - start for start, end in pairwise(ends[WARM - 1 :])]
     mean = sum(each) / len(each)
@@ -63,6 +70,16 @@ def calibrated(plan: Plan, rows: OpenRows, train_rows: int) -> Plan:
     low, high = (max(0.0, mean + sign * (2 * error + BAND * mean)) * steps + start for sign in (-1, 1))
     basis = f"{len(each)} timed steps on this machine, {mean:.3g} s each, times {steps}; {start:.0f} s to start; validation is not in it"
     return plan.model_copy(update={"time": Duration(seconds=Range(low=low, high=high), basis=basis), "machines": _with_peak(plan, events)})
+
+
+def _kill(trial: JobDir) -> None:
+    """End the trial's worker if it still runs, whatever happened here: its folder goes next, and nothing of it is kept."""
+    while trial.worker_alive():
+        worker = trial.worker()
+        if worker is not None:
+            with suppress(ProcessLookupError):
+                os.kill(worker[0], signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _with_peak(plan: Plan, events: list[JobEvent]) -> tuple[MachineFit, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from tuneport.core.catalogue import Offering, lifetime_warnings, load_catalogue
-from tuneport.core.data.facts import Feature, JobData
+from tuneport.core.data.facts import DatasetFacts, Feature, JobData
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
@@ -91,7 +91,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     if not fields.refused("method"):  # what the rows of a refused method hold is beside the point
         refuse_unfit_data(fields, data, _data_rules(spec))
     config = _config(fields, data, offering, shape, machine)
-    load = Load(data.train.tokens.high / max(1, data.train.rows), data.train.tokens.longest_row)
+    load = _load(config, data.train)
     here = fit(config, shape, load, machine) if machine.gpu else None
     time = _time(config, data, shape, machine, here)
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
@@ -327,7 +327,9 @@ def _batch(read: _Resolver, shape: Shape | None, machine: Hardware) -> dict[str,
         size = read.value("training.batch_size", "batch_size", -(-usual // given) * given, usual_why)
     sequences = (fields.peek("reinforcement.samples_per_prompt") or SAMPLES) if method == "rft" else 1
     rows = size if supervised and machine.gpu else max(fewest, MICRO_BATCH // sequences)
-    parts = next(n for n in range(1, size + 1) if size % n == 0 and size // n <= rows)
+    divisions = [n for n in range(1, size + 1) if size % n == 0 and size // n >= fewest]
+    parts = next((n for n in divisions if size // n <= rows), divisions[-1])  # a batch of 13 has none between 2 and 8
+    rows = max(rows, size // parts)
     if size // given < fewest:
         fields.refuse("training.gradient_accumulation", pair)
         accumulation = parts
@@ -458,14 +460,30 @@ def _tracking(read: _Resolver) -> Tracking:
 # -- cost, time and warnings -------------------------------------------------------------------------------------------
 
 
-def _passes(config: TrainConfig, rows: int) -> float:
+def _load(config: TrainConfig, facts: DatasetFacts) -> Load:
+    """The rows as the worker makes them: cpt cuts its documents."""
+    most = config.max_seq_length if config.method == "cpt" and config.max_seq_length else facts.tokens.longest_row
+    return Load(min(most, facts.tokens.high / max(1, facts.rows)), min(most, facts.tokens.longest_row))
+
+
+def _sequences(config: TrainConfig, facts: DatasetFacts) -> int:
+    """How many sequences the worker makes of the rows, about: a pair is two in kto, a long document several pieces in cpt."""
+    if config.method == "kto" and facts.kind == "preference":
+        return 2 * facts.rows
+    if config.method == "cpt" and config.max_seq_length and facts.tokens.longest_row > config.max_seq_length:
+        return round(facts.rows / 2 + facts.tokens.high / config.max_seq_length)  # the last piece of a document is half full on average
+    return facts.rows
+
+
+def _passes(config: TrainConfig, facts: DatasetFacts) -> float:
     """Passes over the training rows that the run makes."""
-    used = max(1, round(rows * config.train_share))
-    return total_steps(used, config.batch_size, config.epochs, config.steps) * config.batch_size / max(1, rows)
+    sequences = max(1, _sequences(config, facts))
+    used = max(1, round(sequences * config.train_share))
+    return total_steps(used, config.batch_size, config.epochs, config.steps) * config.batch_size / sequences
 
 
 def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware, found: Fit | None) -> Duration:
-    trained = file_tokens(data.train) * _passes(config, data.train.rows)
+    trained = file_tokens(data.train) * _passes(config, data.train)
     evaluated = file_tokens(data.validation) * config.evaluations if data.validation else Range(low=0, high=0)
     passes = local_facts()["methods"].get(config.method, {}).get("flops")
     if passes is None:
@@ -524,7 +542,7 @@ def _warnings(
     carried = packaged_name(offering.vendor_id)
     if carried is not None:
         found.append(PlanWarning(code="base-precision", message=f"{offering.model}: {packaged_models()[carried]['note']}"))
-    longest = data.train.tokens.longest_row
+    longest = _load(config, data.train).longest
     limit = config.max_seq_length or (shape.context if shape else None)
     if limit is not None and longest > limit:
         message = f"the longest row has up to {longest} tokens and at most {limit} are trained: the job fails if it is really longer"
@@ -557,7 +575,9 @@ def _memory_warning(
         return []
     width = 4 if config.dtype == "fp32" else 2
     trained = adapter_parameters(shape, config.adapter.rank) if config.adapter.rank else None
-    need = here.peak if here else memory_bytes(Setup(shape, trained, config.micro_batch_size, tokens, width=width)) if trained else None
+    four_bit = config.adapter.kind == "qlora"
+    setup = Setup(shape, trained or 0.0, config.micro_batch_size, tokens, width=width, four_bit=four_bit)
+    need = here.peak if here else memory_bytes(setup) if trained else None
     if need is None:
         weights = shape.parameters * _bytes_per_weight(config)
         if weights <= room:
