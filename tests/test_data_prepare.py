@@ -175,6 +175,24 @@ def test_general_rows_are_mixed_in_evenly(tmp_path: Path) -> None:
     assert few.mixed_in == 3 and "fewer than the 100" in few.notes[0]
 
 
+def test_general_rows_bring_in_nothing_that_is_excluded_or_held_out(tmp_path: Path) -> None:
+    rows, bench = [chat(text(40)) for _ in range(100)], [chat(text(40)) for _ in range(3)]
+    fresh = [chat(text(40), "see [EMAIL_4], a@corp.com") for _ in range(20)]
+    near = chat(f"{rows[7]['messages'][0]['content']} more")
+    exclude = write(tmp_path / "bench.jsonl", bench)
+    mix = write(tmp_path / "general.jsonl", [*rows[:30], near, bench[0], chat(bench[1]["messages"][0]["content"].upper()), *fresh])
+    options: dict[str, Any] = {"mix": mix, "mix_share": 0.5, "exclude": (exclude,), "redact": ("all",), "redaction_map": f"{tmp_path}/map"}
+    for by in ({"by": "random"}, {"by": "time", "column": "at"}):
+        card, out = run(tmp_path, [{**row, "at": n} for n, row in enumerate(rows)], out=by["by"], test=0.2, **options, **by)
+        assert card.removed == {"general rows in bench.jsonl, which is excluded": 2, "general rows that rows.jsonl has too": 31}
+        assert card.mixed_in == 20 and "fewer than the 80" in card.notes[0]
+        reports = check_files(str(out / "train.jsonl"), test=str(out / "test.jsonl"))
+        assert not [finding.code for finding in reports["test"].findings if "overlap" in finding.code]
+        assert json.loads((tmp_path / "map").read_text()) == {"[EMAIL_5]": "a@corp.com"}  # a number in use is not given again
+    whole, _ = run(tmp_path, rows, out="whole", **options)  # nothing is held out: rows that training has too are nobody's leak
+    assert whole.removed == {"general rows in bench.jsonl, which is excluded": 2} and whole.mixed_in == 51
+
+
 def test_redaction_is_consistent_and_can_be_undone(tmp_path: Path) -> None:
     rows = [chat(f"I am a{n % 3}@corp.com, see [EMAIL_7]", "call +49 30 901820", note="b@corp.com") for n in range(6)]
     key = tmp_path / "key" / "map.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +16,10 @@ from tuneport.core.data.load import changed, open_file
 from tuneport.core.data.mended import MendedRows
 from tuneport.core.data.near import NearPair, candidate_pairs, cluster_heads, verified_pairs
 from tuneport.core.data.normalise import Normaliser
-from tuneport.core.data.overlap import COMMON_GRAM_ROWS, find_overlap, repeats
+from tuneport.core.data.overlap import COMMON_GRAM_ROWS, Overlap, find_overlap, repeats
 from tuneport.core.data.redact import Redactor, reserve_row
 from tuneport.core.data.rows import Row
-from tuneport.core.data.select import WordRarity, cap_classes, copies_to_balance, difficulty, first_of, split_parts
+from tuneport.core.data.select import WordRarity, cap_classes, copies_to_balance, difficulty, first_of, ranks, split_parts
 from tuneport.core.data.shingles import words_of
 from tuneport.core.data.split import TRAIN, Key, split_key
 from tuneport.core.data.survey import SurveyJob
@@ -51,6 +52,15 @@ class Decision:
     removed: dict[str, int]
     difficulty: NDArray[np.float64] | None = None
     notes: list[str] = field(default_factory=list)
+    general: General | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class General:
+    """The file of rows to mix into training, and which of its good rows were chosen, by number and in order."""
+
+    rows: MendedRows
+    chosen: list[int]
 
 
 @dataclass(slots=True)
@@ -66,9 +76,11 @@ class _Seen:
 
 def decide(rows: MendedRows, options: PrepareOptions, redactor: Redactor | None, scratch: str, on_progress: OnProgress | None) -> Decision:
     """Read the rows and decide. ``redactor`` learns which placeholders are taken. Raises DataError when no good row is there."""
+    others = _general(rows, options)
     excluded = [_excluded(path, options, scratch) for path in options.exclude]
     watch = np.unique(np.concatenate([other.array("grams") for other in excluded])) if excluded else None
-    near = options.dedupe == "near" or bool(excluded) or (options.by != "time" and options.validation + options.test > 0)
+    held_out = options.validation + options.test > 0
+    near = options.dedupe == "near" or bool(excluded) or (held_out and (options.by != "time" or options.mix is not None))
     deep = DeepOptions(near=near, personal=False, folder=scratch, watch=watch)
     rarity = WordRarity() if options.by == "hard" else None
     seen = _read(rows, options, deep, rarity, redactor, on_progress)
@@ -94,9 +106,50 @@ def decide(rows: MendedRows, options: PrepareOptions, redactor: Redactor | None,
         train = keep & (parts == TRAIN)
         copies = np.where(train, copies_to_balance(classes, train, options.seed), copies)
     found = seen.found
+    general = None
+    if others is not None:
+        met = _read(others, options.model_copy(update={"validation": 0.0, "test": 0.0}), deep, None, redactor, on_progress).found
+        wanted = round(int(copies[parts == TRAIN].sum()) * options.mix_share / (1 - options.mix_share))
+        usable = _usable(met, excluded, found if held_out else None, options, removed)
+        general = General(others, _drawn(others.name, usable, wanted, options, notes))
     return Decision(
-        copies, parts, classes, found.array("low"), found.array("high"), seen.read, mended, seen.rejected, removed, hard, notes
+        copies, parts, classes, found.array("low"), found.array("high"), seen.read, mended, seen.rejected, removed, hard, notes, general
     )
+
+
+def _general(rows: MendedRows, options: PrepareOptions) -> MendedRows | None:
+    """The file of general rows, opened."""
+    if options.mix is None:
+        return None
+    general = MendedRows(options.mix, options.model_copy(update={"format": "auto"}))
+    if general.kind != rows.kind:
+        what = f"{general.name} holds {general.kind} rows, but {rows.name} {rows.kind} rows"
+        raise DataError(what, fix="mix rows of one kind")
+    return general
+
+
+def _usable(
+    met: Gathered, excluded: Sequence[Gathered], source: Gathered | None, options: PrepareOptions, removed: dict[str, int]
+) -> NDArray[np.bool_]:
+    """Which general rows stand neither in an excluded file nor in the source, which is given where parts of it are held out."""
+    usable = np.ones(len(met), np.bool_)
+    found = [(f"general rows in {_base(other)}, which is excluded", _met_in(met, other, options.near)) for other in excluded]
+    if source is not None:
+        found.append((f"general rows that {_base(source)} has too", _alike(len(met), find_overlap(met, source, options.near))))
+    for what, marks in found:
+        removed[what] = removed.get(what, 0) + int((usable & marks).sum())
+        usable &= ~marks
+    return usable
+
+
+def _drawn(name: str, usable: NDArray[np.bool_], wanted: int, options: PrepareOptions, notes: list[str]) -> list[int]:
+    """Up to ``wanted`` of the usable general rows, by number."""
+    order = np.argsort(ranks(usable.size, options.seed, "mix"), kind="stable")
+    chosen: list[int] = sorted(order[usable[order]][:wanted].tolist())
+    if len(chosen) < wanted:
+        many = f"{len(chosen):,} good rows that can be mixed in"
+        notes.append(f"{Path(name).name} has {many}, fewer than the {wanted:,} that the share asks for; all were taken")
+    return chosen
 
 
 def _read(
@@ -198,14 +251,7 @@ def _remove_copies(
         keep[marks] = False
 
     for other in excluded:
-        overlap = find_overlap(found, other, options.near)
-        marks = np.zeros(keep.size, np.bool_)
-        for rows in (overlap.exact, overlap.normalised, overlap.near):
-            marks[rows] = True
-        common = {gram for gram, rows in found.watched.items() if rows > COMMON_GRAM_ROWS}
-        own = np.isin(found.array("grams"), other.array("grams")) & ~np.isin(found.array("grams"), np.array(sorted(common), np.uint64))
-        marks[found.array("gram_rows")[own].astype(np.int64)] = True
-        remove(marks, f"in {other.name.rpartition('/')[2]}, which is excluded")
+        remove(_met_in(found, other, options.near), f"in {_base(other)}, which is excluded")
     again = repeats(found.array("whole"))
     if options.dedupe != "none":
         remove(again, "exact duplicates")
@@ -214,6 +260,27 @@ def _remove_copies(
         heads = cluster_heads([pair for pair in pairs if keep[pair.earlier] and keep[pair.later]], keep.size)
         remove(heads != np.arange(keep.size), "near duplicates")
     return pairs
+
+
+def _base(found: Gathered) -> str:
+    return found.name.rpartition("/")[2]
+
+
+def _alike(count: int, overlap: Overlap) -> NDArray[np.bool_]:
+    """Which rows have an input of the other side, or nearly repeat one of its rows."""
+    marks = np.zeros(count, np.bool_)
+    for rows in (overlap.exact, overlap.normalised, overlap.near):
+        marks[rows] = True
+    return marks
+
+
+def _met_in(found: Gathered, excluded: Gathered, near: float) -> NDArray[np.bool_]:
+    """Which rows stand in an excluded file, whole or by a passage that is no common phrase of theirs."""
+    marks = _alike(len(found), find_overlap(found, excluded, near))
+    common = {gram for gram, rows in found.watched.items() if rows > COMMON_GRAM_ROWS}
+    own = np.isin(found.array("grams"), excluded.array("grams")) & ~np.isin(found.array("grams"), np.array(sorted(common), np.uint64))
+    marks[found.array("gram_rows")[own].astype(np.int64)] = True
+    return marks
 
 
 def _difficulty(rows: MendedRows, rarity: WordRarity, seen: _Seen) -> NDArray[np.float64]:

@@ -32,7 +32,7 @@ from tuneport.core.data.normalise import RowFormat
 from tuneport.core.data.readers import BadRow, sha256_of
 from tuneport.core.data.redact import Redactor
 from tuneport.core.data.rows import Row
-from tuneport.core.data.select import class_counts, ranks, sample, spread
+from tuneport.core.data.select import class_counts, sample, spread
 from tuneport.core.data.split import PARTS
 from tuneport.core.data.tally import row_contents
 from tuneport.core.data.writers import Writer, json_text, open_writer
@@ -191,7 +191,7 @@ class _Output:
         self.shape = options.to or OWN_FORMAT[rows.kind]
         self.refused: dict[str, Counter[str]] = {}
         self.notes: Counter[str] = Counter()
-        self.mixed = 0
+        self.mixed = len(decision.general.chosen) if decision.general else 0
 
     def write(self) -> DataCard:
         """Write all files but the card."""
@@ -227,7 +227,7 @@ class _Output:
         decision = self.decision
         drawn = set(sample(decision.classes, decision.copies > 0, self.options.review, self.options.seed).tolist()) if review else set()
         train_rows = int(decision.copies[decision.parts == 0].sum())
-        general = self._general(train_rows)
+        general = self._general()
         before = spread(train_rows, self.mixed).tolist()
         train_at = mixed_at = index = 0
         for found in self.rows:
@@ -269,32 +269,18 @@ class _Output:
                 line = {"file": row.file, "line": row.line, "code": "refused", "shape": shape, "reason": reason}
                 rejected.write(json_text(line).encode() + b"\n")
 
-    def _general(self, train_rows: int) -> Iterator[Row]:
-        """The general rows to mix in, in their file's order; sets ``mixed``."""
-        if self.options.mix is None:
-            return iter(())
-        share = self.options.mix_share
-        wanted = round(train_rows * share / (1 - share))
-        general = MendedRows(self.options.mix, self.options.model_copy(update={"format": "auto"}))
-        count = sum(isinstance(row, Row) for row in general)
-        if general.kind != self.rows.kind:
-            what = f"{general.name} holds {general.kind} rows, but {self.rows.name} {self.rows.kind} rows"
-            raise DataError(what, fix="mix rows of one kind")
-        chosen = set(np.argsort(ranks(count, self.options.seed, "mix"), kind="stable")[:wanted].tolist())
-        self.mixed = len(chosen)
-        if count < wanted:
-            name = Path(general.name).name
-            self.decision.notes.append(f"{name} has {count:,} good rows, fewer than the {wanted:,} that the share asks for; all were taken")
-
-        def rows() -> Iterator[Row]:
-            at = 0
-            for row in general:
-                if isinstance(row, Row):
-                    if at in chosen:
-                        yield self.redactor.row(row) if self.redactor else row
-                    at += 1
-
-        return rows()
+    def _general(self) -> Iterator[Row]:
+        """The general rows to mix in, in their file's order."""
+        general = self.decision.general
+        if general is None:
+            return
+        chosen = set(general.chosen)
+        for at, row in enumerate(found for found in general.rows if isinstance(found, Row)):
+            if at in chosen:
+                chosen.remove(at)
+                yield self.redactor.row(row) if self.redactor else row
+        if chosen:
+            raise changed(general.rows.name)
 
     def _card(self, parts: list[int], written: list[tuple[str, Writer]]) -> DataCard:
         decision, options = self.decision, self.options
