@@ -67,12 +67,11 @@ class Side:
     unknown: list[str]
     remarks: list[str]
     terms: Terms | None = None
-    storage: Range = FREE
     spread: float = 0.0
 
 
 class Desk:
-    """Looks up prices for one decision. ``measured`` gives seconds per answer where the price book cannot."""
+    """Looks up prices for one decision."""
 
     def __init__(self, intake: Intake, catalogue: Catalogue, prices: PriceBook, today: date) -> None:
         self.intake = intake

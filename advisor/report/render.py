@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from tuneport.advisor.decide import VERDICT_WORDS
 from tuneport.advisor.report.charts import accuracy_chart, cash_chart, tornado_chart
 from tuneport.advisor.report.headline import deciding_comparison, tiles_of
 from tuneport.advisor.report.model import Report
@@ -20,19 +21,6 @@ from tuneport.advisor.report.pdf import render_pdf
 from tuneport.advisor.report.words import FILTERS
 from tuneport.core.errors import DataError
 from tuneport.core.sources import GRADES
-
-VERDICTS: Mapping[str, str] = {
-    "do_nothing": "Do not fine-tune",
-    "better_prompt": "Better prompt",
-    "retrieval": "Build retrieval",
-    "measure": "Measure first",
-    "pilot": "Run a pilot",
-    "find_offer": "Find an offer",
-    "route": "Route to another model",
-    "migrate": "Migrate",
-    "fine_tune": "Fine-tune",
-}
-"""The verdicts in the reader's words."""
 
 SOURCES: Mapping[str, str] = {
     "S0": "practitioners' document 0 of five behind the advisor's rules",
@@ -130,7 +118,7 @@ def _context(report: Report) -> dict[str, Any]:
     tags = sorted({tag for line in (*report.decision.trace, *report.decision.doubts) for tag in line.sources})
     return {
         "report": report,
-        "verdict": VERDICTS[report.decision.verdict],
+        "verdict": VERDICT_WORDS[report.decision.verdict].capitalize(),
         "chosen": next((o for o in report.offers if report.savings.offer == o.id), None),
         "tiles": tiles_of(report, deciding_comparison(report)),
         "chief": [c for c in evidence.comparisons if c.metric == names] if evidence else [],
