@@ -91,7 +91,7 @@ def _python(grader: Mapping[str, Any]) -> Grade:
         try:
             if "grade" not in loaded:
                 exec(code, loaded)  # noqa: S102 - the user's own source, out of the user's own spec
-            return float(loaded["grade"](_sample(answer), dict(item)))
+            return _finite(loaded["grade"](_sample(answer), dict(item)))
         except Exception as error:
             what = f"the python grader failed with {type(error).__name__}: {error}"
             raise JobFailedError(what, fix="let it return 0 for answers that it cannot judge, and submit anew") from error
@@ -111,7 +111,24 @@ def _multi(grader: Mapping[str, Any]) -> Grade:
     except (SyntaxError, KeyError, TypeError, ValueError) as error:
         what = f"calculate_output {formula!r} cannot be computed ({error})"
         raise DataError(what, fix="use the graders' names and arithmetic") from error
-    return lambda answer, item: _value(tree, {name: grade(answer, item) for name, grade in grades.items()})
+
+    def joined(answer: str, item: Mapping[str, Any]) -> float:
+        given = {name: grade(answer, item) for name, grade in grades.items()}
+        try:
+            return _finite(_value(tree, given))
+        except (ArithmeticError, TypeError, ValueError) as error:
+            grades_given = ", ".join(f"{name} = {value:g}" for name, value in given.items())
+            what = f"calculate_output {formula!r} cannot be computed from {grades_given} ({error})"
+            raise JobFailedError(what, fix="write it so that every answer has a finite grade, and submit anew") from error
+
+    return joined
+
+
+def _finite(grade: Any) -> float:
+    """The grade as a number. Raises ValueError for nan and infinity, which no run survives, and TypeError for what is no number."""
+    if not math.isfinite(found := float(grade)):
+        raise ValueError(f"{found} is no grade")
+    return found
 
 
 def _value(node: ast.AST, names: Mapping[str, float]) -> float:

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneport.core.data.rows import Row
-from tuneport.core.errors import CatalogueError, DataError, ProviderError, UsageError
+from tuneport.core.errors import CatalogueError, DataError, JobFailedError, ProviderError, UsageError
 from tuneport.core.options import LocalOptions
 from tuneport.local_backend import models, turns
+from tuneport.local_backend.grader import make_grade
 from tuneport.local_backend.jobdir import ADAPTER_FILES, COMPLETE, JobDir, WorkerState
 from tuneport.local_backend.records import read_records, write_records
 from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
@@ -183,6 +184,26 @@ def test_rows_that_cannot_be_trained_are_refused_and_nothing_is_left_behind(tmp_
     with pytest.raises(DataError, match=fault):
         write_records(tmp_path / "train.jsonl", [row], "sft")
     assert not (tmp_path / "train.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("formula", "fault"),
+    [
+        ("log(score)", r"'log\(score\)' cannot be computed from score = -2"), ("score ** 0.5", "cannot be computed"),
+        ("1 / (score + 2)", "cannot be computed"), ("score * 1e308 * 10", "-inf is no grade"),
+    ],
+)  # fmt: skip
+def test_a_grade_is_a_finite_number_or_a_named_fault(formula: str, fault: str) -> None:
+    def python(returned: str) -> dict[str, str]:
+        return {"type": "python", "source": f"def grade(sample, item):\n    return {returned}"}
+
+    joined = {"type": "multi", "graders": {"score": python("-2")}, "calculate_output": formula}
+    with pytest.raises(JobFailedError, match=fault):
+        make_grade(joined)("answer", {})
+    for returned in ("float('nan')", "float('inf')"):
+        with pytest.raises(JobFailedError, match=r"python grader.*is no grade"):
+            make_grade(python(returned))("answer", {})
+    assert make_grade(joined | {"calculate_output": "3 + score"})("answer", {}) == 1
 
 
 def test_models_are_found_by_folder_package_file_or_hub_id(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tuneport.local_backend.generate import replies
 from tuneport.local_backend.models import base_fingerprint
 from tuneport.local_backend.server import ChatBody, Models, ServedModel, Server, ServerConfig, serve
 from tuneport.providers.local.client import LocalProvider
+from tuneport.providers.local.deployments import answers
 from tuneport.tests.local_tiny import write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
@@ -201,6 +202,12 @@ def test_a_fault_of_the_server_is_an_answer_too(client: openai.OpenAI, monkeypat
     for stream in (False, True):
         with pytest.raises(openai.InternalServerError, match="failed with RuntimeError"):
             client.chat.completions.create(model="one", messages=ASK, stream=stream)
+
+
+def test_no_proxy_hears_what_a_deployment_is_asked(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # where nobody answers
+    (reply,) = answers("one", f"http://127.0.0.1:{port}", [ChatRequest("1", ASK, 4)])
+    assert reply.completion_tokens and not reply.error
 
 
 def test_one_answer_at_a_time_keeps_each_adapter_to_its_own(client: openai.OpenAI) -> None:
