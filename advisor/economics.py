@@ -7,7 +7,8 @@ text-to-SQL with Amazon Nova Micro (2026-03-23) to the cent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import TypeAlias
@@ -105,8 +106,13 @@ def hosting_per_month(
     ``open_hours`` are the hours of a month in which requests arrive; ``paid_hours`` those that each machine is paid for: all
     730 where it is always on, the open hours where the host stops it when idle (scale to zero).
     """
-    machines = np.maximum(1.0, np.ceil(np.asarray(requests, dtype=np.float64) / (requests_per_hour * np.asarray(open_hours))))
-    return np.asarray(machines * paid_hours * usd_per_hour)
+    return np.asarray(machines_needed(requests, requests_per_hour * np.asarray(open_hours)) * paid_hours * usd_per_hour)
+
+
+def machines_needed(requests: Amount, capacity: Amount) -> FloatArray:
+    """Machines that answer so many requests when each answers ``capacity`` of them: rounded up, at least one."""
+    machines = np.asarray(np.divide(requests, capacity, dtype=np.float64))
+    return np.maximum(np.ceil(machines, out=machines), 1.0, out=machines)
 
 
 def requests_to_cover(usd: Amount, usd_per_request: Amount) -> FloatArray:
@@ -124,22 +130,36 @@ def break_even_volume(*, one_time: Amount, fixed: Amount, retraining: Amount, ho
     return np.maximum(0.0, requests_to_cover(needed, saving))
 
 
-def volume_path(growth_per_year: Amount, seasonality: Sequence[float], months: float) -> FloatArray:
-    """Requests of each month as a multiple of the stated volume, as an array [months, draws].
+def monthly_volumes(growth_per_year: Amount, seasonality: Sequence[float], months: float) -> Iterator[FloatArray]:
+    """Requests of each month in turn as a multiple of the stated volume, one for each draw: ``(1 + g)^(t/12) * s_t``.
 
-    ``(1 + g)^(t/12) * s_t``: month 0 is now, and the seasonal weights (one for each calendar month from now on) average 1.
-    A volume that neither grows nor has seasons is one row, which stands for every month.
+    Month 0 is now, and the seasonal weights (one for each calendar month from now on) average 1. Growth that is the same in
+    every draw gives one number a month.
     """
     growth = np.atleast_1d(np.asarray(growth_per_year, dtype=np.float64))
-    if not seasonality and not growth.any():
+    year = 1 + (growth[:1] if np.ptp(growth) == 0 else growth)
+    month = year ** (1 / 12)
+    weights = np.asarray(seasonality or [1.0], dtype=np.float64)
+    weights = weights / weights.mean()
+    anniversary = level = np.ones(len(year))
+    for t in range(int(np.ceil(months))):
+        if t % 12:
+            level = level * month  # a product is far cheaper than a power, and whole years stay exact
+        elif t:
+            anniversary = level = anniversary * year
+        yield level * weights[t % len(weights)] if seasonality else level
+
+
+def volume_path(growth_per_year: Amount, seasonality: Sequence[float], months: float) -> FloatArray:
+    """``monthly_volumes`` as an array [months, draws]. A volume that neither grows nor has seasons is one row for every month."""
+    if is_steady(growth_per_year, seasonality):
         return np.ones((1, 1))
-    growth = growth[:1] if np.ptp(growth) == 0 else growth
-    count = int(np.ceil(months))
-    path = (1 + growth)[None, :] ** (np.arange(count)[:, None] / 12)
-    if seasonality:
-        weights = np.asarray(seasonality, dtype=np.float64)
-        path = path * (weights / weights.mean())[np.arange(count) % len(weights), None]
-    return np.asarray(path)
+    return np.stack(list(monthly_volumes(growth_per_year, seasonality, months)))
+
+
+def is_steady(growth_per_year: Amount, seasonality: Sequence[float]) -> bool:
+    """Does the volume neither grow nor have seasons?"""
+    return not seasonality and not np.any(growth_per_year)
 
 
 def mean_growth(growth_per_year: Amount, months: float) -> FloatArray:
@@ -153,20 +173,38 @@ def payback_months(*, one_time: Amount, saving_per_month: Amount) -> FloatArray:
     return requests_to_cover(one_time, saving_per_month)
 
 
-def payback_of_flows(*, one_time: FloatArray, flows: FloatArray) -> FloatArray:
-    """The same for savings that differ by month, as an array [months, draws]: the first time that their sum reaches ``one_time``.
+class Payback:
+    """The same for savings that differ by month and are told one after the other: the first time that their sum reaches ``one_time``.
 
     What is still open at the end is earned at the mean rate of the last twelve months; infinite when that is not above 0.
     """
-    total = np.cumsum(flows, axis=0)
-    reached = total >= one_time
-    first = np.argmax(reached, axis=0)
-    draws = np.arange(total.shape[1])
-    before = np.where(first > 0, total[first - 1, draws], 0.0)
-    gained = flows[first, draws]
-    inside = first + np.where(gained > 0, (one_time - before) / np.where(gained > 0, gained, 1), 0.0)
-    beyond = len(flows) + payback_months(one_time=one_time - total[-1], saving_per_month=flows[-12:].mean(axis=0))
-    return np.asarray(np.where(reached.any(axis=0), np.maximum(inside, 0.0), beyond))
+
+    def __init__(self, one_time: FloatArray) -> None:
+        self._one_time = one_time
+        self._total = np.zeros_like(one_time)
+        self._found = np.zeros_like(one_time)
+        self._open = np.ones(one_time.shape, dtype=bool)
+        self._last: deque[FloatArray] = deque(maxlen=12)
+        self._count = 0
+
+    def add(self, flow: FloatArray) -> None:
+        """The next month's savings, one for each draw."""
+        before, self._total = self._total, self._total + flow
+        self._last.append(flow)
+        self._count += 1
+        now = np.flatnonzero((self._total >= self._one_time) & self._open)
+        if not len(now):
+            return
+        gained = flow[now]
+        part = np.where(gained > 0, (self._one_time[now] - before[now]) / np.where(gained > 0, gained, 1), 0.0)
+        self._found[now] = np.maximum(self._count - 1 + part, 0.0)
+        self._open[now] = False
+
+    def months(self) -> FloatArray:
+        """Months until it is earned back."""
+        rate = sum(self._last, np.zeros_like(self._total)) / len(self._last)
+        beyond = self._count + payback_months(one_time=self._one_time - self._total, saving_per_month=rate)
+        return np.where(self._open, beyond, self._found)
 
 
 def monthly_rate(annual: float) -> float:

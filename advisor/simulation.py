@@ -20,17 +20,19 @@ import numpy as np
 
 from tuneport.advisor.economics import (
     FloatArray,
+    Payback,
     Request,
     TokenPrices,
     break_even_volume,
     cache_traffic,
     cost_per_accepted,
     discount_factors,
-    hosting_per_month,
+    is_steady,
+    machines_needed,
     mean_growth,
     monthly_rate,
+    monthly_volumes,
     payback_months,
-    payback_of_flows,
     request_cost,
     volume_path,
 )
@@ -323,24 +325,33 @@ def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
     dated: away from the offer's base model, and (spared, when it ends first) away from today's model.
     """
     d, months = drivers, max(offer.months, 1e-9)
-    weights = discount_factors(months, setting.annual_rate)[:, None]
-    path = volume_path(d["growth"], setting.seasonality, months)
-    today, hosting_today = _side(d, "p", "", offer.today, path, months)
-    tuned, hosting_tuned = _side(d, "q", "_tuned", offer.tuned, path, months)
+    weights = discount_factors(months, setting.annual_rate)
+    share = np.clip(months - np.arange(len(weights)), 0, 1) / months
+    steady = is_steady(d["growth"], setting.seasonality)
+    if steady:  # one month stands for all
+        weights, share = weights.sum(keepdims=True), np.ones(1)
+    today, machines_today = _side(d, "p", "", offer.today, months)
+    tuned, machines_tuned = _side(d, "q", "_tuned", offer.tuned, months)
     saving = today - tuned
-    fixed = hosting_tuned - hosting_today + d["storage"] + d["monitoring"]
     one_time = d["data"] + d["labelling"] + d["engineering"] + d["evaluation"] + d["train_run"] * d["runs"]
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / months
-    flows = d["volume"] * saving * path - fixed - retraining
-    steady = len(flows) == 1
-    share = np.clip(months - np.arange(len(weights)), 0, 1)[:, None] / months
-
-    def mean(monthly: FloatArray) -> FloatArray:
-        return np.asarray(monthly[0] if steady else (monthly * share).sum(axis=0))
-
-    npv = (flows[0] * weights.sum() if steady else (flows * weights).sum(axis=0)) - one_time + _moves(d, offer, setting)
-    average = mean(flows)
-    standing = fixed[0] if len(fixed) == 1 else (fixed * share).sum(axis=0)
+    running, gained = d["storage"] + d["monitoring"], d["volume"] * saving
+    always = running + retraining
+    npv, hosting, mean_volume = (np.zeros_like(one_time) for _ in range(3))
+    payback = Payback(one_time)
+    # Month by month, so that what is worked on stays in the processor's cache: arrays [months, draws] take twice as long.
+    for weight, part, shape in zip(weights, share, monthly_volumes(d["growth"], setting.seasonality, len(weights)), strict=True):
+        requests = d["volume"] * shape
+        more = machines_tuned.cost(requests) - machines_today.cost(requests)
+        flow = gained * shape
+        flow -= more
+        flow -= always
+        npv += flow * weight
+        hosting += more * part
+        mean_volume += shape * part
+        payback.add(flow)
+    standing = hosting + running
+    average = gained * mean_volume - standing - retraining
     return Outcome(
         per_request_today=today,
         per_request_tuned=tuned,
@@ -348,16 +359,10 @@ def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
         fixed=standing,
         saving_per_month=average,
         break_even=break_even_volume(
-            one_time=one_time,
-            fixed=standing,
-            retraining=retraining,
-            horizon=months,
-            saving=saving * mean(np.broadcast_to(path, flows.shape)),
+            one_time=one_time, fixed=standing, retraining=retraining, horizon=months, saving=saving * mean_volume
         ),
-        payback=payback_months(one_time=one_time, saving_per_month=average)
-        if steady
-        else payback_of_flows(one_time=one_time, flows=np.broadcast_to(flows, (len(weights), len(one_time)))),
-        npv=npv,
+        payback=payback_months(one_time=one_time, saving_per_month=average) if steady else payback.months(),
+        npv=npv - one_time + _moves(d, offer, setting),
     )
 
 
@@ -372,11 +377,20 @@ def _moves(d: Drivers, offer: OfferTerms, setting: Setting) -> FloatArray:
     return np.asarray(d["incumbent_move"] * at(ends) - due if ends is not None and ends < offer.months else -due)
 
 
-def _side(d: Drivers, mark: str, suffix: str, side: Terms, path: FloatArray, months: float) -> tuple[FloatArray, FloatArray]:
-    """(USD per request, hosting by month as [months or 1, draws]) of one side.
+@dataclass(frozen=True, slots=True)
+class _Machines:
+    """The machines that one side pays for, whatever they do. ``capacity`` is what one answers in a month; None: one is taken to do."""
 
-    Answers that miss and machine time that is paid by the work are per request.
-    """
+    usd: FloatArray  # of one, per month
+    capacity: FloatArray | None = None
+
+    def cost(self, requests: FloatArray) -> FloatArray:
+        """USD of a month with so many requests."""
+        return self.usd if self.capacity is None else machines_needed(requests, self.capacity) * self.usd
+
+
+def _side(d: Drivers, mark: str, suffix: str, side: Terms, months: float) -> tuple[FloatArray, _Machines]:
+    """(USD per request, machines) of one side. Answers that miss and machine time that is paid by the work are per request."""
     fresh, static, output, hit = d["fresh"], d[f"static{suffix}"], d[f"output{suffix}"], d[f"cache_hit{suffix}"]
     each = call_cost(d, mark, side, fresh=fresh, static=static, output=output, hit=hit)
     if side.batch_input is not None:
@@ -385,13 +399,12 @@ def _side(d: Drivers, mark: str, suffix: str, side: Terms, path: FloatArray, mon
         each = each + d["batch_share"] * (waiting - each)
     each = cost_per_accepted(each, d[f"accepted{suffix}"], d["rejected_usd"])
     if side.hour.high <= 0:
-        return each, np.zeros((1, len(each)))
+        return each, _Machines(np.zeros_like(each))
     hour, rate = d[f"{mark}_hour"] * mean_growth(d["drift"], months), d[f"{mark}_rate"]
     if side.paid == "worked":
-        return each + hour / rate, np.zeros((1, len(each)))
-    volume = d["volume"] * path if np.isfinite(rate).all() else d["volume"][None, :]
-    paid = HOURS_PER_MONTH if side.paid == "always" else d["open_hours"]
-    return each, hosting_per_month(hour, volume, rate, open_hours=d["open_hours"], paid_hours=paid)
+        return each + hour / rate, _Machines(np.zeros_like(each))
+    usd = hour * (HOURS_PER_MONTH if side.paid == "always" else d["open_hours"])
+    return each, _Machines(usd, rate * d["open_hours"] if np.isfinite(rate).all() else None)
 
 
 def call_cost(
@@ -419,8 +432,8 @@ def cumulative(drivers: Drivers, offer: OfferTerms, setting: Setting, horizon: i
     served = np.clip(offer.months - month, 0, 1)
     spent = []
     for mark, suffix, side in (("p", "", offer.today), ("q", "_tuned", offer.tuned)):
-        each, hosting = _side(d, mark, suffix, side, path, offer.months)
-        spent.append(d["volume"] * each * path + hosting)
+        each, machines = _side(d, mark, suffix, side, offer.months)
+        spent.append(d["volume"] * each * path + machines.cost(d["volume"] * path))
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / max(offer.months, 1e-9)
     today, tuned = spent[0], served * (spent[1] + d["storage"] + d["monitoring"] + retraining) + (1 - served) * spent[0]
     if offer.ends_inside:

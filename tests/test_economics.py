@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from datetime import date
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
 
@@ -342,8 +343,69 @@ def test_volumes_grow_and_have_seasons() -> None:
 
 @given(saving=st.floats(0.1, 100), one_time=st.floats(0, 5_000))
 def test_payback_by_month_is_the_formula_when_every_month_is_alike(saving: float, one_time: float) -> None:
-    paid = e.payback_of_flows(one_time=np.array([one_time]), flows=np.full((24, 1), saving))
-    assert float(paid[0]) == pytest.approx(one_time / saving, rel=1e-9, abs=1e-9)
+    payback = e.Payback(np.array([one_time]))
+    for _ in range(24):
+        payback.add(np.array([saving]))
+    assert float(payback.months()[0]) == pytest.approx(one_time / saving, rel=1e-9, abs=1e-9)
+
+
+def plainly(d: dict[str, np.ndarray], terms: OfferTerms, setting: Setting, draw: int) -> dict[str, float]:
+    """One draw, month after month, as ``docs/economics.md`` tells it; ``e.Payback`` and the vectorised loop are not used."""
+    of = {name: float(values[draw]) for name, values in d.items()}
+    one_time = of["data"] + of["labelling"] + of["engineering"] + of["evaluation"] + of["train_run"] * of["runs"]
+    each, machine = {}, {}
+    for mark, suffix, side in (("p", "", terms.today), ("q", "_tuned", terms.tuned)):
+        hit, static = of[f"cache_hit{suffix}"], of[f"static{suffix}"]
+        usd = of["fresh"] * of[f"{mark}_in"] + static * ((1 - hit) * of[f"{mark}_in"] + hit * of[f"{mark}_cached"])
+        usd = (usd + of[f"output{suffix}"] * of[f"{mark}_out"]) / 1e6
+        years = math.log1p(of["drift"]) * terms.months / 12
+        hour = of[f"{mark}_hour"] * (math.expm1(years) / years)  # the mean of a price that drifts
+        each[mark] = usd + (hour / of[f"{mark}_rate"] if side.paid == "worked" else 0.0)
+        machine[mark] = (hour * (730 if side.paid == "always" else of["open_hours"]) if side.paid != "worked" else 0.0, of[f"{mark}_rate"])
+    npv = standing = average = spent = 0.0
+    paid, flows = math.inf, []
+    retraining = of["retrainings"] * (of["train_run"] + of["retrain_people"]) / terms.months
+    for month in range(math.ceil(terms.months)):
+        season = setting.seasonality[month % 12] / np.mean(setting.seasonality) if setting.seasonality else 1.0
+        requests = of["volume"] * (1 + of["growth"]) ** (month / 12) * season
+        hosting = {m: max(1, math.ceil(requests / (rate * of["open_hours"]))) * usd for m, (usd, rate) in machine.items()}
+        fixed = hosting["q"] - hosting["p"] + of["storage"] + of["monitoring"]
+        flow = requests * (each["p"] - each["q"]) - fixed - retraining
+        length = min(1.0, terms.months - month)
+        npv += flow * length / (1 + setting.annual_rate) ** (min(month + 1, terms.months) / 12)
+        standing, average = standing + fixed * length / terms.months, average + flow * length / terms.months
+        if paid == math.inf and spent + flow >= one_time:
+            paid = month + ((one_time - spent) / flow if flow > 0 else 0.0)
+        spent += flow
+        flows.append(flow)
+    late = sum(flows[-12:]) / len(flows[-12:])
+    if paid == math.inf and late > 0:
+        paid = len(flows) + (one_time - spent) / late
+    return {"npv": npv - one_time, "fixed": standing, "saving_per_month": average, "payback": paid}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    growth=st.tuples(st.floats(-0.5, 0.0), st.floats(0.01, 1.5)),
+    seasons=st.one_of(st.just([]), st.lists(st.floats(0.1, 3), min_size=12, max_size=12)),
+    months=st.floats(1.1, 37), paid=st.sampled_from(["always", "open hours", "worked"]), rate=st.floats(20, 5_000), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_fast_months_are_the_plain_ones(
+    growth: tuple[float, float], seasons: list[float], months: float, paid: Any, rate: float, seed: int
+) -> None:
+    asked = intake(
+        volume_per_month=[1e4, 1e6], volume_growth_per_year=list(growth), seasonality=seasons, cache_hit_share=[0, 0.8], batch_share=0,
+        open_hours_per_month=[150, 400], retraining={"every_months": 6}, quality={"rejected_answer_usd": None},
+    )  # fmt: skip
+    hosted = terms(MINI_TUNED, hour=Range(low=0.5, high=2), requests_per_hour=Range(low=rate, high=2 * rate), paid=paid)
+    priced = offer(today=terms(MINI_BASE, hour=fixed(0.7), requests_per_hour=fixed(3 * rate)), tuned=hosted, months=months)
+    drivers = offer_drivers(shared_drivers(asked, seed=seed, draws=8), priced, asked, seed=seed)
+    setting = Setting(0.08, asked.seasonality)
+    fast = evaluate(drivers, priced, setting)
+    for draw_ in range(8):
+        for name, value in plainly(drivers, priced, setting, draw_).items():
+            scale = fast.one_time[draw_] if name == "npv" else abs(value)  # an NPV may cancel to next to nothing
+            assert getattr(fast, name)[draw_] == pytest.approx(value, rel=1e-9, abs=max(1e-9 * scale, 1e-9)), name
 
 
 def test_growth_pays_back_sooner_than_the_same_volume_today_and_a_late_season_later() -> None:
