@@ -111,8 +111,10 @@ def hosting_per_month(
 
 def machines_needed(requests: Amount, capacity: Amount) -> FloatArray:
     """Machines that answer so many requests when each answers ``capacity`` of them: rounded up, at least one."""
-    machines = np.asarray(np.divide(requests, capacity, dtype=np.float64))
-    return np.maximum(np.ceil(machines, out=machines), 1.0, out=machines)
+    machines: FloatArray = np.asarray(np.divide(requests, capacity, dtype=np.float64))
+    np.ceil(machines, out=machines)
+    np.maximum(machines, 1.0, out=machines)
+    return machines
 
 
 def requests_to_cover(usd: Amount, usd_per_request: Amount) -> FloatArray:
