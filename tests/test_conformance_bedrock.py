@@ -24,7 +24,7 @@ from tuneport.core.retry import verdict
 from tuneport.core.spec import JobSpec
 from tuneport.providers.bedrock.client import BedrockProvider
 from tuneport.providers.bedrock.deployments import STATES as DEPLOYMENT_STATES
-from tuneport.providers.bedrock.errors import CODES, mapped
+from tuneport.providers.bedrock.errors import CODES, mapped, translated
 from tuneport.providers.bedrock.records import RECORDS
 from tuneport.providers.bedrock.states import STATES
 
@@ -32,9 +32,9 @@ pytest.importorskip("boto3")
 pytest.register_assert_rewrite("tuneport.providers.conformance")
 from tuneport.providers.conformance.aws_account import ROLE, USER  # noqa: E402
 from tuneport.providers.conformance.bedrock_vendor import BedrockVendor  # noqa: E402
-from tuneport.providers.conformance.faults import Fault, refusal, server_error  # noqa: E402
+from tuneport.providers.conformance.faults import Fault, html, refusal, server_error  # noqa: E402
 from tuneport.providers.conformance.sdk import sdk_errors  # noqa: E402
-from tuneport.providers.conformance.suite import ProviderConformance, substituted  # noqa: E402
+from tuneport.providers.conformance.suite import BadInput, ProviderConformance, substituted  # noqa: E402
 
 ACCOUNT = {"role_arn": ROLE, "data_s3_uri": "s3://acme-tuning/data", "output_s3_uri": "s3://acme-tuning/out"}
 NOVA = "amazon.nova-micro-v1:0:128k"
@@ -67,6 +67,24 @@ class TestBedrock(ProviderConformance):
     serving: ClassVar[Mapping[str, str]] = {"on-demand": "Active", "provisioned": "InService"}
     sdk_modules = ("botocore.exceptions", "botocore.parsers", "boto3.exceptions", "s3transfer.exceptions")
     key_variable = "AWS_ACCESS_KEY_ID"
+    bad_input: ClassVar[Mapping[str, BadInput]] = {
+        "wrong key": BadInput(
+            "create", refusal(403, "The security token included in the request is invalid.", "UnrecognizedClientException"),
+            CredentialsError, "does not accept these credentials",
+        ),
+        "revoked key": BadInput("create", refusal(403, "It has expired", "ExpiredTokenException"), CredentialsError, "aws sso login"),
+        "wrong account": BadInput(
+            "create", refusal(403, "User: x is not authorized to perform: iam:PassRole on resource: y", "AccessDeniedException"),
+            CredentialsError, "iam:PassRole",
+        ),
+        "file over the limit": BadInput(
+            "create", refusal(400, "The training data exceeds the maximum size", "ValidationException"), ProviderError, "fewer or shorter"
+        ),
+        "model not tunable": BadInput(
+            "create", refusal(400, "The model identifier is invalid.", "ValidationException"), ProviderError, "region does not offer"
+        ),
+        "web page": BadInput("model", html(status=502), ProviderError, "web page .*proxy"),
+    }
     unbilled = "GetModelCustomizationJob tells no tokens and no price; the bill is in AWS Cost Explorer"
     skews = (timedelta(minutes=-4), timedelta(minutes=4))  # AWS takes no request whose time is more than five minutes off
 
@@ -86,7 +104,9 @@ class TestBedrock(ProviderConformance):
 
     def map_error(self, error: Exception) -> TuneportError:
         """Bedrock's translation."""
-        return mapped(error)
+        with pytest.raises(TuneportError) as ours, translated():
+            raise error
+        return ours.value
 
     def sample_error(self, kind: type[Exception]) -> Exception:
         """An instance of one of botocore's, boto3's or s3transfer's classes."""

@@ -21,13 +21,13 @@ from tuneport.core.provider import ChatRequest  # noqa: E402
 from tuneport.core.retry import verdict  # noqa: E402
 from tuneport.core.spec import JobSpec  # noqa: E402
 from tuneport.providers.conformance.bench import Bench, Conformance  # noqa: E402
-from tuneport.providers.conformance.faults import lost_replies, refusal, reset  # noqa: E402
+from tuneport.providers.conformance.faults import html, lost_replies, refusal, reset  # noqa: E402
 from tuneport.providers.conformance.fireworks_vendor import FireworksVendor, weights_of  # noqa: E402
-from tuneport.providers.conformance.suite import ProviderConformance  # noqa: E402
+from tuneport.providers.conformance.suite import BadInput, ProviderConformance  # noqa: E402
 from tuneport.providers.fireworks import datasets, signed  # noqa: E402
 from tuneport.providers.fireworks.deployments import STATES as DEPLOYMENT_STATES  # noqa: E402
-from tuneport.providers.fireworks.errors import mapped  # noqa: E402
 from tuneport.providers.fireworks.records import RECORDS  # noqa: E402
+from tuneport.providers.fireworks.session import translated  # noqa: E402
 from tuneport.providers.fireworks.states import STATES, metric_events, remote_job  # noqa: E402
 
 MODEL = "accounts/fireworks/models/qwen3-8b"
@@ -46,6 +46,14 @@ class Setup(Conformance):
     serving: ClassVar[Mapping[str, str]] = {"merge": "READY", "addon": "READY"}
     sdk_modules = ("fireworks", "fireworks.lib.dataset_upload")
     key_variable = "FIREWORKS_API_KEY"
+    bad_input: ClassVar[Mapping[str, BadInput]] = {
+        "wrong key": BadInput("create", refusal(401, "Invalid API key"), CredentialsError, "FIREWORKS_API_KEY"),
+        "revoked key": BadInput("dataset_create", refusal(401, "The key was revoked"), CredentialsError, "revoked.* unrevoked"),
+        "wrong account": BadInput("create", refusal(403, "no access to accounts/acme"), CredentialsError, "FIREWORKS_ACCOUNT_ID"),
+        "file over the limit": BadInput("upload", refusal(413, "150 MB at most"), ProviderError, "fewer or shorter"),
+        "model not tunable": BadInput("create", refusal(400, "model x is not tunable"), ProviderError, "tuneport models"),
+        "web page": BadInput("dataset_create", html(status=502), ProviderError, "web page .* HTTPS_PROXY"),
+    }
     provider_options: ClassVar[Mapping[str, Any]] = {"sleep": lambda _seconds: None}
 
     @pytest.fixture(autouse=True)
@@ -80,7 +88,9 @@ class Setup(Conformance):
         return ref.partition("@")[0]
 
     def map_error(self, error: Exception) -> TuneportError:
-        return mapped(error)
+        with pytest.raises(TuneportError) as ours, translated():
+            raise error
+        return ours.value
 
 
 def job(**fields: Any) -> JobSpec:

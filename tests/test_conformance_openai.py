@@ -11,7 +11,7 @@ from contextlib import suppress
 from datetime import date
 from email.utils import formatdate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -33,11 +33,11 @@ from tuneport.core.provider import ChatRequest
 from tuneport.core.retry import verdict
 from tuneport.core.spec import JobSpec
 from tuneport.providers.conformance.bench import Bench
-from tuneport.providers.conformance.faults import Fault, refusal, reset
+from tuneport.providers.conformance.faults import Fault, html, refusal, reset
 from tuneport.providers.conformance.openai_vendor import OpenAIVendor
-from tuneport.providers.conformance.suite import ProviderConformance
+from tuneport.providers.conformance.suite import BadInput, ProviderConformance
 from tuneport.providers.openai.client import OpenAIProvider
-from tuneport.providers.openai.errors import mapped
+from tuneport.providers.openai.errors import mapped, translated
 from tuneport.providers.openai.records import RECORDS
 from tuneport.providers.openai.states import STATES
 from tuneport.tests.wire_truth import GRADER
@@ -50,8 +50,16 @@ class TestOpenAI(ProviderConformance):
     vendor_class = OpenAIVendor
     states = STATES
     records = RECORDS
-    sdk_modules = ("openai", "openai._exceptions")
+    sdk_modules = ("openai",)
     key_variable = "OPENAI_API_KEY"
+    bad_input: ClassVar[Mapping[str, BadInput]] = {
+        "wrong key": BadInput("create", refusal(401, "Incorrect API key provided: sk-x", "invalid_api_key"), CredentialsError, "valid key"),
+        "revoked key": BadInput("upload", refusal(401, "This API key has been revoked", "invalid_api_key"), CredentialsError, "revoked"),
+        "wrong account": BadInput("create", refusal(401, "No such org", "invalid_organization"), CredentialsError, "OPENAI_ORG_ID"),
+        "file over the limit": BadInput("upload", refusal(413, "It is too large", "file_too_large"), ProviderError, "fewer or shorter"),
+        "model not tunable": BadInput("create", refusal(400, "No fine-tuning", "model_not_available"), ProviderError, "choose a model"),
+        "web page": BadInput("upload", html(status=502), ProviderError, "web page .* HTTPS_PROXY"),
+    }
 
     def specs(self, train: str, held: str) -> list[JobSpec]:
         every_field = {
@@ -69,7 +77,9 @@ class TestOpenAI(ProviderConformance):
         return body | {"metadata": {**body.get("metadata", {}), "tuneport_key": key}}
 
     def map_error(self, error: Exception) -> TuneportError:
-        return mapped(error)
+        with pytest.raises(TuneportError) as ours, translated("to answer"):
+            raise error
+        return ours.value
 
 
 # What only OpenAI has

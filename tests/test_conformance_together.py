@@ -14,18 +14,18 @@ import pytest
 pytest.register_assert_rewrite("tuneport.providers.conformance")
 pytest.importorskip("together")
 
-from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageError  # noqa: E402
+from tuneport.core.errors import CredentialsError, DataError, ProviderError, TuneportError, UsageError  # noqa: E402
 from tuneport.core.job import JobState  # noqa: E402
 from tuneport.core.plan import Plan  # noqa: E402
 from tuneport.core.provider import ChatRequest  # noqa: E402
 from tuneport.core.spec import JobSpec  # noqa: E402
 from tuneport.providers.conformance.faults import Fault, html, lost_replies, malformed, refusal, reset, unheard_requests  # noqa: E402
-from tuneport.providers.conformance.suite import Bench, ProviderConformance  # noqa: E402
+from tuneport.providers.conformance.suite import BadInput, Bench, ProviderConformance  # noqa: E402
 from tuneport.providers.conformance.together_vendor import STEPS, TogetherVendor  # noqa: E402
 from tuneport.providers.exchange import filled  # noqa: E402
 from tuneport.providers.together.client import TogetherProvider, suffix  # noqa: E402
 from tuneport.providers.together.deployments import STATES as DEPLOYMENT_STATES  # noqa: E402
-from tuneport.providers.together.errors import mapped  # noqa: E402
+from tuneport.providers.together.errors import mapped, translated  # noqa: E402
 from tuneport.providers.together.records import RECORDS  # noqa: E402
 from tuneport.providers.together.states import STATES, hub_export, job_events, remote_job  # noqa: E402
 
@@ -40,8 +40,16 @@ class TestTogether(ProviderConformance):
     records = RECORDS
     deployment_states = DEPLOYMENT_STATES
     serving: ClassVar[Mapping[str, str]] = {"dedicated": "DEPLOYMENT_STATE_READY"}
-    sdk_modules = ("together", "together._response", "together.lib.types.error", "together.lib.resources.files")
+    sdk_modules = ("together", "together.lib.resources.files")
     key_variable = "TOGETHER_API_KEY"
+    bad_input: ClassVar[Mapping[str, BadInput]] = {
+        "wrong key": BadInput("create", refusal(401, "Invalid API key provided"), CredentialsError, "TOGETHER_API_KEY is not a key"),
+        "revoked key": BadInput("create", refusal(401, "This API key has been revoked"), CredentialsError, "was revoked .*api.together.ai"),
+        "wrong account": BadInput("create", refusal(403, "Project mismatch"), CredentialsError, "no right .*key of the account"),
+        "file over the limit": BadInput("upload", refusal(413, "Request entity too large"), ProviderError, "fewer or shorter"),
+        "model not tunable": BadInput("create", refusal(400, "Model x is not supported for fine-tuning"), ProviderError, "tuneport models"),
+        "web page": BadInput("create", html(status=403), ProviderError, "web page .* HTTPS_PROXY"),
+    }
     provider_options: ClassVar[Mapping[str, Any]] = {"sleep": lambda _seconds: None}
 
     def specs(self, train: str, held: str) -> list[JobSpec]:
@@ -66,7 +74,9 @@ class TestTogether(ProviderConformance):
         return ref.rpartition("/")[2]
 
     def map_error(self, error: Exception) -> TuneportError:
-        return mapped(error)
+        with pytest.raises(TuneportError) as ours, translated():
+            raise error
+        return ours.value
 
 
 @pytest.fixture

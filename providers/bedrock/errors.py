@@ -187,6 +187,7 @@ WORDING: tuple[tuple[re.Pattern[str], _Meaning], ...] = (
         _Meaning("no", "this region does not offer the model for this", MODEL_FIX),
     ),
     (re.compile(r"bucket.{0,120}\bregion\b|\bregion\b.{0,120}bucket", re.I | re.S), _BUCKET_REGION),
+    (re.compile(r"\b(?:data|file|size|records?)\b.{0,60}(?:exceeds?\b|too (?:large|many))", re.I), _LARGE),
     (re.compile(r"\bquota\b|limit.{0,30}exceeded", re.I), _QUOTA),
     (
         re.compile(r"(?:s3|bucket|object|training data|validation data).{0,120}(?:access|permission|exist|found|denied)", re.I | re.S),
@@ -202,13 +203,11 @@ _REFUSALS = frozenset({"no", "credentials"})
 @contextmanager
 def translated() -> Iterator[None]:
     """Raises what boto3 and its parts raise inside the block as an error of ours."""
-    from boto3.exceptions import Boto3Error  # noqa: PLC0415 -- only once something is sent
-    from botocore.exceptions import BotoCoreError, ClientError, UndefinedModelAttributeError  # noqa: PLC0415
-    from botocore.parsers import ResponseParserError  # noqa: PLC0415
-
     try:
         yield
-    except (BotoCoreError, ClientError, Boto3Error, UndefinedModelAttributeError, ResponseParserError) as error:
+    except Exception as error:
+        if _part(error) not in _SDK_PARTS:
+            raise
         raise mapped(error) from error
 
 
@@ -252,7 +251,8 @@ def _answered(response: Mapping[str, Any]) -> TuneportError:
     status = int(metadata.get("HTTPStatusCode") or 0)
     headers = metadata.get("HTTPHeaders") or {}
     if message.lstrip()[:15].lower().startswith(("<!doctype", "<html")):
-        message = "a web page in place of an answer"
+        what = f"a web page came back in place of AWS's answer (HTTP {status}), from a proxy or gateway in between"
+        return ProviderError(what, fix=NETWORK_FIX, retry="no" if 400 <= status < 500 and status not in (408, 429) else "transient")
     if not code.isdigit() and code not in CODES and "." in code:
         code = code.rpartition(".")[2]  # EventStreamError and some services qualify their codes
     meaning = _KMS if code.startswith("KMS") else CODES.get(code) or _by_status(status)

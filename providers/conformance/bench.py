@@ -7,6 +7,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from pathlib import Path
@@ -24,10 +25,23 @@ from tuneport.core.ledger import DeploymentRecord, Ledger
 from tuneport.core.plan import Plan, compile_for
 from tuneport.core.provider import Provider
 from tuneport.core.spec import JobSpec
-from tuneport.providers.conformance.faults import lost_replies, unheard_requests
+from tuneport.providers.conformance.faults import Fault, lost_replies, unheard_requests
 from tuneport.providers.conformance.process import LEDGER, load_provider
 from tuneport.providers.conformance.sdk import sample_error
 from tuneport.providers.conformance.server import FakeVendor
+
+BAD_INPUT = ("wrong key", "revoked key", "wrong account", "file over the limit", "model not tunable", "web page")
+"""What every vendor can meet besides being closed to the account; ``Conformance.bad_input`` says how this one puts it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadInput:
+    """How a vendor answers bad input, and what a person then reads."""
+
+    step: str  # one of the vendor's submission_routes
+    fault: Fault
+    kind: type[TuneportError]
+    says: str  # a regular expression that the sentence with its remedy must match
 
 
 class Bench:
@@ -123,9 +137,11 @@ class Conformance(ABC):
     records: ClassVar[Mapping[str, Callable[[Row], dict[str, Any]]]]
     """The record shapes that the plans' uploads name."""
     sdk_modules: ClassVar[tuple[str, ...]]
-    """Modules of the SDK; every exception class in them must be mapped."""
+    """Modules of the SDK; every exception class in them must be mapped. The name of a package stands for all its modules."""
     key_variable: ClassVar[str]
     """The environment variable of the key, which an error about a missing key must name."""
+    bad_input: ClassVar[Mapping[str, BadInput]]
+    """The vendor's answer to every case of ``BAD_INPUT``."""
     provider_options: ClassVar[Mapping[str, Any]] = {}
     """Arguments of the provider's class in all tests."""
     hasty_options: ClassVar[Mapping[str, Any]] = {"timeout_s": 0.4}
@@ -217,6 +233,8 @@ class Conformance(ABC):
         if "fault" in metafunc.fixturenames and "step" in metafunc.fixturenames:
             cases = [(route, fault) for route in (*routes, "list") for fault in (*lost_replies(), *unheard_requests())]
             metafunc.parametrize(("step", "fault"), cases, ids=[f"{step}: {fault}" for step, fault in cases])
+        elif "case" in metafunc.fixturenames:
+            metafunc.parametrize("case", BAD_INPUT)
         elif "mode" in metafunc.fixturenames:
             metafunc.parametrize("mode", self.serving)
         elif "deploy_fault" in metafunc.fixturenames:

@@ -9,7 +9,7 @@ import pytest
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
 from tuneport.core.job import JobState
-from tuneport.core.retry import verdict
+from tuneport.core.retry import ATTEMPTS, verdict
 from tuneport.providers.conformance.bench import Bench, Conformance, assert_one_sentence
 from tuneport.providers.conformance.faults import Fault, html, rate_limit, refusal, server_error
 from tuneport.providers.conformance.sdk import sdk_errors
@@ -68,6 +68,23 @@ class Refusals(Conformance):
         assert (found.kind, found.after) == (kind, 7 if kind == "rate_limit" else None)
         assert_one_sentence(failed.value)
         assert bench.vendor.calls("poll") == 1, "the SDK's own retries are on"
+
+    def test_bad_input_is_one_sentence_and_leaves_the_ledger_whole(self, bench: Bench, case: str) -> None:
+        bad = self.bad_input[case]
+        for nth in range(1, ATTEMPTS + 1):  # more than once, for what is worth trying again
+            bench.vendor.fault(bad.step, bad.fault, nth=nth)
+        with pytest.raises(bad.kind, match=bad.says) as refused:
+            bench.submit()
+        assert_one_sentence(refused.value)
+        (record,) = bench.ledger.latest()
+        assert str(refused.value) in record.message
+        assert bench.vendor.made == [] and record.ref is None
+        bench.vendor.calm()
+        bench.engine.reconcile(resume=True)  # what is final stays; what is not is made now
+        settled = bench.ledger.get(record.id)
+        final = verdict(refused.value).kind == "no"
+        assert settled.state is JobState.FAILED if final else settled.ref is not None
+        assert len(bench.vendor.made) == (0 if final else 1)
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_a_key_that_is_wrong_or_lacks_a_right(self, bench: Bench, status: int) -> None:

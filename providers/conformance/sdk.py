@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from types import SimpleNamespace
@@ -10,17 +11,21 @@ from typing import Any
 
 
 def sdk_errors(modules: Sequence[str]) -> list[type[Exception]]:
-    """Every exception class that these modules define or give out, subclasses included."""
+    """Every exception class of these modules. A package's own name ("openai") stands for all of it that is loaded."""
+    for module in modules:
+        import_module(module)
     found: dict[str, type[Exception]] = {}
-    roots = {module.partition(".")[0] for module in modules}
-    values = (value for module in modules for value in list(vars(import_module(module)).values()))
-    queue = [value for value in values if issubclass(type(value), type)]  # looked at thus, a lazy proxy stays unloaded
+    queue: list[type[Exception]] = [Exception]
+    seen = set(queue)
     while queue:
-        kind = queue.pop()
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        if issubclass(kind, Exception) and kind.__module__.partition(".")[0] in roots and name not in found:
-            found[name] = kind
-            queue += kind.__subclasses__()
+        for kind in queue.pop().__subclasses__():
+            if kind not in seen:
+                seen.add(kind)
+                queue.append(kind)
+                # A class that is made at run time, as botocore makes one for each error code, is not in its module.
+                named = vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__) is kind
+                if named and (kind.__module__ in modules or kind.__module__.partition(".")[0] in modules):
+                    found[f"{kind.__module__}.{kind.__qualname__}"] = kind
     return [found[name] for name in sorted(found)]
 
 

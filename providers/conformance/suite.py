@@ -9,6 +9,7 @@
         records = RECORDS
         sdk_modules = ("acme",)
         key_variable = "ACME_API_KEY"
+        bad_input = BAD_INPUT
 
         def specs(self, train, held): ...
         def map_error(self, error): return mapped(error)
@@ -18,14 +19,14 @@ Needs pytest, and the vendor's SDK. docs/conformance.md explains the parts.
 
 from __future__ import annotations
 
-from tuneport.providers.conformance.bench import Bench, substituted
+from tuneport.providers.conformance.bench import BadInput, Bench, substituted
 from tuneport.providers.conformance.deploying import Deploying
 from tuneport.providers.conformance.exactly_once import ExactlyOnce
 from tuneport.providers.conformance.lifecycle import Lifecycle
 from tuneport.providers.conformance.refusals import Refusals
 from tuneport.providers.conformance.sdk import sample_error
 
-__all__ = ["Bench", "ProviderConformance", "sample_error", "substituted"]
+__all__ = ["BadInput", "Bench", "ProviderConformance", "sample_error", "substituted"]
 
 
 class ProviderConformance(Lifecycle, ExactlyOnce, Refusals, Deploying):

@@ -46,13 +46,11 @@ _AGAIN = frozenset({408, 409, 425})
 @contextmanager
 def translated(call: str, service: str = "OpenAI") -> Iterator[None]:
     """Whatever the SDK raises in the block leaves it as an error of ours. ``call`` says what was tried, e.g. "to read job x"."""
-    import openai  # noqa: PLC0415 -- the SDK is loaded when something is sent
-
     try:
         yield
-    except TuneportError:
-        raise
-    except (openai.OpenAIError, openai.InvalidWebhookSignatureError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except Exception as error:
+        if not isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)) and type(error).__module__.partition(".")[0] != "openai":
+            raise
         raise mapped(error, call, service) from error
 
 

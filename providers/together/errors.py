@@ -55,14 +55,15 @@ def translated(*also: type[Exception]) -> Iterator[None]:
     The original stays in ``__context__`` but is not printed with it: it may quote headers and signed addresses.
     """
     import httpx  # noqa: PLC0415 -- comes with the SDK
-    import together  # noqa: PLC0415
 
-    kinds: tuple[type[Exception], ...] = (together.TogetherError, httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError, *also)
+    kinds: tuple[type[Exception], ...] = (httpx.HTTPError, httpx.InvalidURL, json.JSONDecodeError, *also)
     try:
         yield
     except TuneportError:
         raise
-    except kinds as error:
+    except Exception as error:
+        if not isinstance(error, kinds) and type(error).__module__.partition(".")[0] != "together":
+            raise
         raise mapped(error) from None
 
 
