@@ -150,6 +150,24 @@ def test_labels(tmp_path: Path) -> None:
     assert "unknown_label" in by_code(long)
 
 
+def test_no_report_shows_personal_data(tmp_path: Path) -> None:
+    mail, card = "anna.maier@firma.de", "4111 1111 1111 1111"
+    prompt = f"You write for the shop of {mail} at all times"
+    rows = [chat(text(12), '{"a": "' + mail + '"}')] + [chat(text(12), "yes") for _ in range(40)]
+    rows += [chat(text(12), answer, system=prompt) for answer in (mail, mail, mail.title(), card)]
+    rows += [chat(f"{letter} \x07 {card} {mail}\u200b {mail[:4]}\u200b{mail[4:]}") for letter in "ab"]
+    rows += [{"messages": [{"role": mail, "content": "x"}, {"role": "assistant", "content": "y"}]}]
+    options = CheckOptions(labels=("yes", "no"))
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    path, met = write(tmp_path / "t.jsonl", rows), set()
+    more: dict[str, Any] = {"system_prompt": "p", "json_schema": schema}
+    for given in (more, {}):
+        report = check_data(path, options=options, **given)
+        assert "firma" not in report.model_dump_json().lower() and "1111" not in report.model_dump_json()
+        met |= {finding.code for finding in report.findings if "**" in finding.message or any("**" in shown for shown in finding.examples)}
+    assert met >= {"unknown_label", "other_system_prompt", "schema_mismatch", "unknown_role", "characters_control", "characters_invisible"}
+
+
 def test_answers_that_are_labels_are_classes(tmp_path: Path) -> None:
     path = write(tmp_path / "t.jsonl", [chat(text(12), "rare" if n < 20 else "common") for n in range(300)])
     assert {"small_class", "unbalanced_classes"} <= by_code(check_data(path)).keys()

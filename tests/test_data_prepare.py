@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tuneport.core.data.card import DataCard
 from tuneport.core.data.check import check_data, check_files
 from tuneport.core.data.mend import MENDS, Mender
 from tuneport.core.data.prepare import PrepareOptions, options_of, prepare
-from tuneport.core.data.redact import Redactor, read_map, restore
+from tuneport.core.data.redact import Redactor
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import DataError, TuneportError, UsageError
 
@@ -193,6 +194,10 @@ def test_general_rows_bring_in_nothing_that_is_excluded_or_held_out(tmp_path: Pa
     assert whole.removed == {"general rows in bench.jsonl, which is excluded": 2} and whole.mixed_in == 51
 
 
+def undone(text: str, key: dict[str, str]) -> str:
+    return re.sub(r"\[[A-Z_]+_\d+\]", lambda found: key.get(found[0], found[0]), text)
+
+
 def test_redaction_is_consistent_and_can_be_undone(tmp_path: Path) -> None:
     rows = [chat(f"I am a{n % 3}@corp.com, see [EMAIL_7]", "call +49 30 901820", note="b@corp.com") for n in range(6)]
     key = tmp_path / "key" / "map.json"
@@ -205,14 +210,12 @@ def test_redaction_is_consistent_and_can_be_undone(tmp_path: Path) -> None:
     assert card.redacted == {"email": 12, "phone": 6}
     assert "[EMAIL_8]" in written  # numbers in use are not given again
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
-    assert [json.loads(restore(line, read_map(key))) for line in written.splitlines()] == rows
+    assert [json.loads(line) for line in undone(written, json.loads(key.read_text())).splitlines()] == rows
     assert "map.json" not in (out / "card.json").read_text()
     with pytest.raises(UsageError, match="apart"):
         run(tmp_path, rows, redact=("all",), redaction_map=str(out / "map.json"))
     with pytest.raises(UsageError, match="no kind of personal data"):
         run(tmp_path, rows, redact=("shoe-size",))
-    with pytest.raises(DataError, match="no redaction map"):
-        read_map(tmp_path / "rows.jsonl")
 
 
 pieces = st.sampled_from(["a@corp.com", "b@corp.com", " ", "[EMAIL_1]", "[EMAIL_3]", "x", "8.8.8.8", "[IP_1]"])
@@ -224,7 +227,31 @@ def test_any_redaction_can_be_undone(given_text: str) -> None:
     redactor.reserve(given_text)
     hidden = redactor.redact(given_text)
     assert "@" not in hidden and "8.8.8.8" not in hidden
-    assert restore(hidden, redactor.map) == given_text
+    assert undone(hidden, redactor.map) == given_text
+
+
+def test_nothing_that_was_redacted_stands_in_the_card_or_the_sheet(tmp_path: Path) -> None:
+    rows = [chat(f"whose order is {n}?", f"a{n % 20}@corp.com", owner=f"b{n % 2}@corp.com") for n in range(100)]
+    for out, column in (("answers", None), ("column", "owner")):
+        card, folder = run(tmp_path, rows, out=out, redact=("all",), review=10, test=0.2, class_column=column)
+        assert not [path.name for path in folder.iterdir() if "corp.com" in path.read_text()]
+        assert sum(sum(part.classes.values()) for part in card.parts) == 100
+        assert {name for part in card.parts for name in part.classes} >= {"[EMAIL_1]" if column is None else "[EMAIL_2]"}
+
+
+def test_every_text_of_a_row_is_redacted_and_the_format_is_kept() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "mail", "arguments": '{"id": "a@corp.com"}'}}
+    picture = f"data:image/png;base64,{'A' * 20}=="
+    content = [{"type": "text", "text": "data:image/ of a@corp.com"}, {"type": "image_url", "image_url": {"url": picture}}]
+    messages = ({"role": "user", "content": content}, {"role": "assistant", "content": "", "tool_calls": [call]})
+    properties = {"id": {"type": "string", "default": "a@corp.com"}}
+    tool = {"type": "function", "function": {"name": "mail", "parameters": {"properties": properties}}}
+    columns = {"user": {"id": "a@corp.com", "type": "b@corp.com", "name": "c@corp.com"}, "raw": "data:image/png;base64, d@corp.com"}
+    row = Redactor().row(Row("chat", "f", 1, messages, tools=(tool,), columns=columns))
+    assert "@" not in repr(row)
+    assert row.messages[1]["tool_calls"] == [{**call, "function": {"name": "mail", "arguments": '{"id": "[EMAIL_1]"}'}}]
+    assert row.messages[0]["content"][1] == content[1]
+    assert row.tools[0]["function"]["parameters"]["properties"]["id"] == {"type": "string", "default": "[EMAIL_1]"}
 
 
 def test_labels_are_not_redacted() -> None:

@@ -183,7 +183,9 @@ def _read(
             except ValueError as error:
                 what = f"{row.file}:{row.line} cannot be split by {options.by}: {error}"
                 raise DataError(what, fix="fill the column, or split otherwise") from None
-        seen.classes.append(_class_of(row, options.class_column))
+        name = class_of(row, options.class_column)
+        label = row.label is not None or options.class_column is not None or (name is not None and len(name) <= LONGEST_LABEL)
+        seen.classes.append(name if label else None)  # a long answer is no class
         batch.row(row)
         if rarity is not None:
             texts.append("\n".join(row_contents(row)))
@@ -211,16 +213,15 @@ def _keyed(options: PrepareOptions) -> Split | None:
     return Split(validation=options.validation, test=options.test, by=options.by, column=options.column, seed=options.seed)
 
 
-def _class_of(row: Row, column: str | None) -> str | None:
+def class_of(row: Row, column: str | None) -> str | None:
+    """The row's class: what stands in the column, else its label, else its last answer."""
     if column is not None:
         value = _columns(row).get(column)
         return None if value is None else str(value)
     if row.label is not None:
         return row.label
-    if row.kind == "chat" and row.messages[-1]["role"] == "assistant":
-        answer = row.messages[-1]["content"]
-        return answer if isinstance(answer, str) and len(answer) <= LONGEST_LABEL else None
-    return None
+    answer = row.messages[-1] if row.kind == "chat" else {}
+    return answer["content"] if answer.get("role") == "assistant" and isinstance(answer["content"], str) else None
 
 
 def _real_classes(classes: list[str | None], options: PrepareOptions, notes: list[str]) -> list[str | None]:

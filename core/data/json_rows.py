@@ -50,8 +50,10 @@ STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant
 
 
 def shown(value: object) -> str:
-    """A short, safe picture of a value for an error message."""
-    text = repr(value)
+    """A short, safe picture of a value for an error message; personal data is masked."""
+    from tuneport.core.data.patterns import hide  # noqa: PLC0415 - compiles patterns that only faults need
+
+    text = hide(repr(value)[:1_000])
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from tuneport.core.data.characters import KINDS, WHAT
 from tuneport.core.data.check_report import Finding, Severity, VendorFit
 from tuneport.core.data.facts import TokenFacts
+from tuneport.core.data.patterns import hide
 from tuneport.core.data.split import Part
 from tuneport.core.data.tally import KEPT, MOST_SYSTEMS, Hits, Tally, minority
 from tuneport.core.spec import PREFERENCE_METHODS, Method
@@ -38,13 +39,12 @@ class Findings:
         self.rows(code, hits.count, hits.lines, severity, message, hits.examples)
 
     def rows(self, code: str, count: int, lines: Iterable[int], severity: Severity, message: str, examples: Iterable[str] = ()) -> None:
-        """Note rows by number, first lines and examples; none, no finding."""
+        """Note rows by number, first lines and examples, whose personal data is masked; none, no finding."""
         if count:
             first = tuple(lines)[:KEPT]
             said = _NUMBER.sub(lambda forms: forms[1 if count == 1 else 2], message.replace("{n}", f"{count:,}"))
-            self._found[code] = Finding(
-                code=code, severity=severity, message=said, count=count, lines=first, examples=tuple(dict.fromkeys(examples))[:KEPT]
-            )
+            shown = tuple(map(hide, list(dict.fromkeys(examples))[:KEPT]))
+            self._found[code] = Finding(code=code, severity=severity, message=said, count=count, lines=first, examples=shown)
 
     def file(self, code: str, severity: Severity, message: str, count: int = 1) -> None:
         """Note something about the file as a whole."""
@@ -95,7 +95,8 @@ def _systems(findings: Findings, tally: Tally, system_prompt: str | None) -> Non
         for text, hits in tally.systems.items():
             if text != system_prompt:
                 other.merge(hits, 0)
-                other.examples.append(text[:60])
+                if len(other.examples) < KEPT:
+                    other.examples.append(hide(text)[:60])
         other.count += tally.systems_left_out
         other.lines.sort()
         message = "{n} row{|s} {has|have} another system prompt than the production one that is given (S1)"
@@ -215,12 +216,12 @@ def _judge_classes(findings: Findings, labels: Counter[str]) -> None:
         return
     small = [label for label, count in labels.items() if count < _ROWS_PER_CLASS]
     if small:
-        named = ", ".join(f"{label} ({labels[label]})" for label in sorted(small, key=lambda label: labels[label])[:KEPT])
+        named = ", ".join(f"{hide(label)} ({labels[label]})" for label in sorted(small, key=lambda label: labels[label])[:KEPT])
         message = f"{len(small):,} of {len(labels):,} classes have fewer than 100 rows (S1 advises 100 to 200 each), smallest: {named}"
         findings.file("small_class", "warning", message, len(small))
     (most, many), (least, few) = labels.most_common()[0], labels.most_common()[-1]
     if many > _BALANCE * few:
-        message = f"class {most!r} has {many:,} rows and {least!r} {few:,}; balance the classes (S0)"
+        message = f"class {hide(most)!r} has {many:,} rows and {hide(least)!r} {few:,}; balance the classes (S0)"
         findings.file("unbalanced_classes", "warning", message, len(labels))
 
 

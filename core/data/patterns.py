@@ -224,8 +224,21 @@ def masked(kind: str, text: str) -> str:
     """The text with all but its ends hidden, fit for a report: enough to find it, too little to use it."""
     if kind == "secret":
         return "[secret]"
-    keep = 2 if len(text) > 8 else 1
+    keep = _ends(len(text))
     return f"{text[:keep]}{'*' * min(len(text) - 2 * keep, 12)}{text[-keep:]}"
+
+
+def _ends(length: int) -> int:
+    """How many characters of each end are shown."""
+    return 2 if length > 8 else 1
+
+
+def hide(text: str) -> str:
+    """The text with all personal data in it masked, as long as before: every character stays at its place."""
+    for kind, start, end in find_personal(text):
+        keep = 0 if kind == "secret" else _ends(end - start)
+        text = f"{text[: start + keep]}{'*' * (end - start - 2 * keep)}{text[end - keep :]}"
+    return text
 
 
 class PresidioFinder:

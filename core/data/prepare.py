@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from tuneport.core.data.atomic import replacing, write_text
 from tuneport.core.data.card import CARDS, DataCard, InputFile, OutputFile, PartSummary
 from tuneport.core.data.convert import OWN_FORMAT, InexpressibleError, plain_value, records_of
-from tuneport.core.data.decide import Decision, decide
+from tuneport.core.data.decide import Decision, class_of, decide
 from tuneport.core.data.folder import leftovers, make_folder
 from tuneport.core.data.gather import OnProgress, scratch_folder
 from tuneport.core.data.hub_rows import Source, source_name
@@ -238,7 +238,11 @@ class _Output:
                 raise changed(self.rows.name)
             copies, part = int(decision.copies[index]), int(decision.parts[index])
             if copies:
-                row = self.redactor.row(found) if self.redactor else found
+                row = found
+                if self.redactor is not None:
+                    row = self.redactor.row(found)
+                    if decision.classes[index] is not None:  # card and sheet name it as the file does
+                        decision.classes[index] = class_of(row, self.options.class_column)
                 for _ in range(copies):
                     while part == 0 and mixed_at < self.mixed and before[mixed_at] <= train_at:
                         self._put(next(general), files[0], rejected)

@@ -1,7 +1,7 @@
 """Replaces personal data by placeholders such as [EMAIL_1]: one for each value, the same throughout a data set.
 
-The map from placeholder to value is the key to undo it. It is kept in memory, and written only where the caller says,
-readable by this user alone.
+The map from placeholder to value is the key to undo it: a search for each placeholder. It is kept in memory, and written only where
+the caller says, readable by this user alone.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from typing import Any
 from tuneport.core.data.atomic import write_text
 from tuneport.core.data.patterns import KINDS, Match, find_personal
 from tuneport.core.data.rows import Message, Row
-from tuneport.core.errors import DataError
 
+_IMAGE = re.compile(r"data:image/[\w.+-]+;base64,[A-Za-z0-9+/]*=*")
+_FORMAT_KEYS = ("id", "type", "name")
+_TOOL_LEVELS = 2  # {"id", "type", "function": {"name", ...}}
+_LEVELS = {"content": 1, "tool_calls": _TOOL_LEVELS}
 _PLACEHOLDER = re.compile(r"\[([A-Z][A-Z_]*)_(\d{1,9})\]")
 
 
@@ -64,13 +67,14 @@ class Redactor:
         return name
 
     def row(self, row: Row) -> Row:
-        """The row with every text redacted: messages, answers, tool calls, reasoning and columns. Its label stays."""
+        """The row with every text redacted: messages, answers, tool calls, reasoning, tools and columns. Its label stays."""
         return replace(
             row,
             messages=tuple(self._message(message) for message in row.messages) if row.label is None else self._labelled(row),
             chosen=self._message(row.chosen) if row.chosen else None,
             rejected=self._message(row.rejected) if row.rejected else None,
             text=self.redact(row.text),
+            tools=tuple(self._value(tool, _TOOL_LEVELS) for tool in row.tools),
             columns={name: self._value(value) for name, value in row.columns.items()},
         )
 
@@ -80,15 +84,18 @@ class Redactor:
         return (*map(self._message, row.messages[:-1]), last if last["role"] == "assistant" else self._message(last))
 
     def _message(self, message: Message) -> Message:
-        return {key: value if key in ("role", "tool_call_id", "weight") else self._value(value) for key, value in message.items()}
+        kept = ("role", "tool_call_id", "weight")
+        return {key: value if key in kept else self._value(value, _LEVELS.get(key, 0)) for key, value in message.items()}
 
-    def _value(self, value: Any) -> Any:
+    def _value(self, value: Any, levels: int = 0) -> Any:
+        """The value redacted. ``levels``: how deep objects belong to the format, so that their id, type and name are nobody's."""
         if isinstance(value, str):
-            return value if value.startswith("data:image/") else self.redact(value)
+            return value if value.startswith("data:image/") and _IMAGE.fullmatch(value) else self.redact(value)
         if isinstance(value, list):
-            return [self._value(item) for item in value]
+            return [self._value(item, levels) for item in value]
         if isinstance(value, dict):
-            return {key: held if key in ("type", "id") else self._value(held) for key, held in value.items()}
+            kept = _FORMAT_KEYS if levels else ()
+            return {key: held if key in kept else self._value(held, max(levels - 1, 0)) for key, held in value.items()}
         return value
 
     @property
@@ -103,7 +110,7 @@ class Redactor:
 
 def reserve_row(redactor: Redactor, row: Row) -> None:
     """Note the placeholders that stand anywhere in a row already."""
-    for value in (row.messages, row.chosen, row.rejected, row.text, row.columns):
+    for value in (row.messages, row.chosen, row.rejected, row.text, row.tools, row.columns):
         _reserve(redactor, value)
 
 
@@ -116,19 +123,3 @@ def _reserve(redactor: Redactor, value: Any) -> None:
     elif isinstance(value, (list, tuple)):
         for held in value:
             _reserve(redactor, held)
-
-
-def restore(text: str, mapping: Mapping[str, str]) -> str:
-    """The text with placeholders of the map turned back into values."""
-    return _PLACEHOLDER.sub(lambda match: mapping.get(match[0], match[0]), text)
-
-
-def read_map(path: str | Path) -> dict[str, str]:
-    """A map that ``write_map`` wrote. Raises DataError when it cannot be read."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is no redaction map ({error})", fix="give the file that prepare wrote") from error
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise DataError(f"{path} is no redaction map", fix="give the file that prepare wrote")
-    return found

@@ -7,7 +7,7 @@ from typing import Any
 
 from tuneport.core.errors import UsageError
 
-_LONGEST_REASON = 200
+_LONGEST_REASON = 2_000
 
 
 class SchemaCheck:

@@ -10,6 +10,7 @@ from tuneport.core.data.characters import suspicious
 from tuneport.core.data.features import feature_bits
 from tuneport.core.data.json_rows import JsonFault, parse_value
 from tuneport.core.data.language import UNCLEAR, language_of
+from tuneport.core.data.patterns import hide
 from tuneport.core.data.readers import BadRow
 from tuneport.core.data.rows import Row
 from tuneport.core.data.schemas import SchemaCheck
@@ -24,6 +25,8 @@ MOST_ANSWERS = 1_000
 LONGEST_LABEL = 60
 
 _SHOWN = 60
+_LONGEST_REASON = 200
+_SEARCHED = 500  # characters on each side of a place that is shown, where personal data is looked for
 
 
 class Hits:
@@ -181,7 +184,7 @@ class Tally:
                 self.schema_faults.add(line, f"no JSON ({fault.met})")
         else:
             if self._schema and (reason := self._schema.reason(value)):
-                self.schema_faults.add(line, reason)
+                self.schema_faults.add(line, hide(reason)[:_LONGEST_REASON] if self.schema_faults.count < KEPT else "")
         if isinstance(value, (dict, list)):
             self.json_answers.add(line)
             if isinstance(value, dict):
@@ -196,8 +199,8 @@ class Tally:
     def characters(self, text: str, line: int) -> None:
         """Suspicious characters of a row."""
         for kind, at in suspicious(text):
-            around = text[max(0, at - 20) : at + 20]
-            self.suspicious.setdefault(kind, Hits()).add(line, ascii(around)[1:-1][:_SHOWN])
+            hits = self.suspicious.setdefault(kind, Hits())
+            hits.add(line, _around(text, at) if hits.count < KEPT else "")
 
     def language(self, text: str, line: int) -> None:
         """The language of a row of the sample."""
@@ -233,6 +236,16 @@ class Tally:
     def answered(self) -> int:
         """Answers whose form was looked at."""
         return self.json_answers.count + self.other_answers.count
+
+
+def _around(text: str, at: int) -> str:
+    """What stands around a place, in ASCII and with personal data masked, also where invisible characters part it."""
+    start = max(0, at - _SEARCHED)
+    near = list(hide(text[start : at + _SEARCHED]))
+    seen = [place for place, character in enumerate(near) if character.isprintable()]
+    for place, character in zip(seen, hide("".join(near[place] for place in seen)), strict=True):
+        near[place] = character
+    return ascii("".join(near)[max(0, at - start - 20) : at - start + 20])[1:-1][:_SHOWN]
 
 
 def row_contents(row: Row) -> Iterator[str]:
