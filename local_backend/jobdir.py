@@ -217,14 +217,19 @@ class JobDir:
         """Forget an earlier request; done when a worker is started anew."""
         self._request.unlink(missing_ok=True)
 
-    def set_worker(self, pid: int, attempt: int) -> None:
-        """Note which process works on the job."""
+    def set_worker(self, pid: int | None, attempt: int) -> None:
+        """Note which process works on the job; None while it is being started, so that nobody signals its forerunner."""
         write_json(self._worker, {"pid": pid, "attempt": attempt, "started_at": time.time()})
 
     def worker(self) -> tuple[int, int] | None:
-        """(process id, attempt) of the last worker; the process lives only while ``worker_alive``."""
+        """(process id, attempt) of the last worker, as far as it has started; the process lives only while ``worker_alive``."""
         stored = _read_json(self._worker)
-        return (stored["pid"], stored["attempt"]) if stored else None
+        return (stored["pid"], stored["attempt"]) if stored and stored["pid"] is not None else None
+
+    def attempt(self) -> int:
+        """Which attempt at the job is the last, from 1; 0 before the first."""
+        stored = _read_json(self._worker)
+        return int(stored["attempt"]) if stored else 0
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

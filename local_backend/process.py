@@ -67,9 +67,9 @@ def start_worker(job: JobDir, module: str = "tuneport.local_backend.train") -> b
     if lock is None:
         return False
     try:
-        previous = job.worker()
-        attempt = previous[1] + 1 if previous else 1
+        attempt = job.attempt() + 1
         job.clear_request()
+        job.set_worker(None, attempt)
         with job.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, str(job.path)],

@@ -76,8 +76,13 @@ class Worker:
         signal.signal(signal.SIGTERM, self.terminate)
         self.job.mend_events()
         try:
-            self._set("preparing", "loading the training libraries")
-            self._work()
+            if self.job.finished():
+                told = self.job.state() or self._state
+                done = "the adapter was there already; nothing was trained again"
+                self._state = replace(told, attempt=self._state.attempt, message=done)
+            else:
+                self._set("preparing", "loading the training libraries")
+                self._work()
         except _Stopped:
             return self._end(*self._stopped())
         except TuneportError as error:
@@ -90,9 +95,6 @@ class Worker:
     # -- the phases ----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        if self.job.finished():
-            self._note("the adapter is already there; nothing is trained again")
-            return
         config = TrainConfig.model_validate_json(self.job.config.read_text(encoding="utf-8"))
         require_training_stack()
         while True:
@@ -353,11 +355,27 @@ def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: lis
     if config.adapter.rank is None or not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
         return True
     shape = Shape(0.0, hidden=text.hidden_size, layers=text.num_hidden_layers, vocabulary=text.vocab_size)  # the weights are there already
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    longest = max(row.tokens for row in rows)
+    sequences, longest = config.micro_batch_size, max(row.tokens for row in rows)
+    if config.rewards:  # the rows are the prompts of several answers each
+        sequences, longest = sequences * config.rewards.samples_per_prompt, longest + config.rewards.max_output_tokens
+    elif config.method in ("dpo", "orpo", "simpo"):
+        sequences = 2 * sequences
     width = 4 if config.dtype == "fp32" else 2
-    need = memory_bytes(Setup(shape, trained, config.micro_batch_size, longest, width=width))
+    need = memory_bytes(Setup(shape, _learning(model, config), sequences, longest, width=width))
     return need is None or need.high > free_memory()
+
+
+def _learning(model: Any, config: TrainConfig) -> int:
+    """Parameters that will learn. An adapter that the trainer will add is taken for one on all linear layers, the most it can be."""
+    from torch.nn import Linear  # noqa: PLC0415
+
+    from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
+
+    if config.method in SUPERVISED:
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    head = model.get_output_embeddings()
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear) and layer is not head]
+    return int(sum(layer.in_features + layer.out_features for layer in layers)) * (config.adapter.rank or 0)
 
 
 def main(arguments: list[str]) -> int:

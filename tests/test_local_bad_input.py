@@ -18,7 +18,7 @@ if not all(find_spec(library) for library in ("torch", "trl", "peft")):
 
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
-from tuneport.local_backend.jobdir import COMPLETE, JobDir
+from tuneport.local_backend.jobdir import COMPLETE, JobDir, WorkerState
 from tuneport.tests.local_jobs import losses, made, plan_of, run, work
 from tuneport.tests.local_tiny import write_model
 
@@ -121,6 +121,15 @@ def test_a_damaged_checkpoint_is_named_and_without_it_the_job_goes_on(name: str,
     assert name in message and "damaged" in message and "delete the folder" in message
     shutil.rmtree(folder)
     assert losses(work(broken_off)) == losses(finished)
+
+
+def test_a_worker_that_finds_the_adapter_says_so_and_keeps_the_steps(finished: JobDir, tmp_path: Path) -> None:
+    shutil.copytree(finished.path, tmp_path / "job")
+    job = JobDir(tmp_path / "job")
+    job.set_state(WorkerState("saving", step=4, total_steps=4))  # killed before its last word
+    state = work(job).state()
+    assert state is not None and (state.step, state.total_steps) == (4, 4) and "nothing was trained again" in state.message
+    assert losses(job) == losses(finished)
 
 
 def test_an_adapter_of_pickles_is_not_loaded(model: Path, finished: JobDir, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,9 +23,11 @@ from tuneport.core.options import LocalOptions
 from tuneport.local_backend import models, turns
 from tuneport.local_backend.grader import make_grade
 from tuneport.local_backend.jobdir import ADAPTER_FILES, COMPLETE, JobDir, WorkerState
+from tuneport.local_backend.process import start_worker
 from tuneport.local_backend.records import read_records, write_records
 from tuneport.local_backend.schedule import batches, rate_factor, spread, stalled, total_steps, warmup_steps
 from tuneport.providers.local.client import LocalProvider, jobs_folder
+from tuneport.tests.local_jobs import plan_of
 from tuneport.tests.local_tiny import write_model
 
 # -- order and learning rate -------------------------------------------------------------------------------------------
@@ -95,6 +100,32 @@ def test_one_worker_at_a_time_and_a_dead_one_frees_the_job(tmp_path: Path) -> No
     assert job.take_lock() is None
     os.close(lock)
     assert not job.worker_alive()
+
+
+def test_a_cancel_while_a_worker_is_started_stands_and_signals_no_earlier_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    provider, job = LocalProvider(jobs=tmp_path), JobDir(tmp_path / "tp-1")
+    job.path.mkdir()
+    job.config.write_text(json.dumps(plan_of("sft", "lora", tmp_path / "tiny").payload), encoding="utf-8")
+    start = subprocess.Popen
+    with start([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:  # has the process id of an earlier worker by now
+        job.set_worker(other.pid, 1)
+        job.set_state(WorkerState("paused", step=3, total_steps=9))
+        job.ask("pause")
+
+        def starting(*given: Any, **more: Any) -> Any:
+            assert provider.poll(str(job.path)).raw_state == "starting"
+            provider.cancel(str(job.path))
+            return start(*given, **more)
+
+        monkeypatch.setattr(subprocess, "Popen", starting)
+        assert start_worker(job, "tabnanny")
+        assert job.asked() == "cancel" and other.poll() is None
+        other.communicate(b"\n")
+    deadline = time.monotonic() + 60
+    while job.worker_alive():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert job.attempt() == 2 and other.returncode == 0
 
 
 def test_a_torn_last_line_is_neither_read_nor_kept(tmp_path: Path) -> None:

@@ -206,8 +206,8 @@ class LocalProvider:
         phase = _phase(job)[0]
         if phase in ("succeeded", "failed", "cancelled") or (phase == "paused" and request == "pause"):
             return self._remote(job)
-        job.ask(request)
         lock = job.take_lock()
+        job.ask(request)  # not before: whoever held the lock to start a worker has forgotten older requests by now
         if lock is not None:  # no worker: the request is carried out here
             try:
                 state = job.state() or WorkerState("paused")
@@ -385,9 +385,7 @@ def _phase(job: JobDir) -> tuple[str, WorkerState | None]:
     if state is None:
         return ("starting" if alive else "interrupted"), None
     if alive:
-        worker = job.worker()
-        fresh = worker is None or state.attempt == worker[1]
-        return (state.phase if fresh else "starting"), state
+        return (state.phase if job.attempt() in (0, state.attempt) else "starting"), state  # 0: started by hand
     if state.phase in ENDED:
         return state.phase, state
     return ("cancelled" if job.asked() == "cancel" else "interrupted"), state

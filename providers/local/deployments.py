@@ -111,11 +111,11 @@ class LocalDeployer:
     def remove(self, plan: DeploymentPlan, ref: str) -> RemoteDeployment:
         """End the server and remove its folder."""
         job = JobDir(Path(ref))
-        worker = job.worker() if job.path.exists() else None
         until = time.monotonic() + _END_S
-        while worker is not None and job.worker_alive():
-            with suppress(ProcessLookupError):
-                os.kill(worker[0], signal.SIGTERM)
+        while job.worker_alive():
+            if (worker := job.worker()) is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker[0], signal.SIGTERM)
             if time.monotonic() > until:
                 return RemoteDeployment(ref, DeploymentState.UNDEPLOYING, "ending")
             time.sleep(0.05)
