@@ -6,6 +6,7 @@ import re
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from tuneport.core.deployment_plan import DeploymentPlan
     from tuneport.core.deployments import Deployments
     from tuneport.core.ledger import DeploymentRecord
+    from tuneport.local_backend.server import ServerConfig
+
+
+
+class Server(StrEnum):
+    """What serves on this machine."""
+
+    auto = "auto"
+    vllm = "vllm"
+    light = "light"
+
 
 _SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400}
 _COLOURS = {"ready": "green", "idle": "green", "failed": "red", "deploying": "cyan", "undeploying": "yellow", "stopped": "yellow"}
@@ -178,19 +190,55 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65_535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8000,
     ttl: Annotated[str | None, typer.Option("--ttl", help="End after this time, e.g. 2h.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base model, where an exported adapter names it in a vendor's words.")] = None,
+    server: Annotated[Server, typer.Option("--server", help="auto: vLLM where it is installed and there is a GPU.")] = Server.auto,
+    add: Annotated[bool, typer.Option("--add", help="Load these into the vLLM server that runs on --port.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Unload these from the vLLM server that runs on --port.")] = False,
 ) -> None:
     """Serve local jobs on loopback, as OpenAI does.
 
     Runs in this terminal until Ctrl-C. Several adapters of one base are served together, each under its job's id or its file's name.
     """
+    from tuneport.local_backend import vllm_server
+    from tuneport.local_backend.server import serve as serve_light
+
+    if add and remove:
+        raise UsageError("--add and --remove exclude each other", fix="give one of them")
+    console = terminal.console()
+    if remove:
+        left = vllm_server.remove(port, [_called(name) or find_job(name).id for name in names])
+        console.print(f"http://127.0.0.1:{port}/v1 serves {', '.join(left)}", highlight=False)
+        return
+    config = _served(names, base, port, seconds(ttl))
+    if add:
+        console.print(f"http://127.0.0.1:{port}/v1 serves {', '.join(vllm_server.add(port, config))}", highlight=False)
+        return
+
+    def ready(at: int) -> None:
+        told = ", ".join(one.name for one in config.models)
+        console.print(f"http://127.0.0.1:{at}/v1 serves {told}; Ctrl-C ends it", highlight=False)
+
+    by_vllm, why = vllm_server.choose(server.value, config)
+    console.print(escape(why), highlight=False)
+    if by_vllm:
+        vllm_server.serve(config, on_ready=ready)
+    else:
+        serve_light(config, on_ready=ready)
+
+
+def _called(name: str) -> str | None:
+    """What an exported adapter is called by; None for the name of a job."""
+    return Path(name).name.partition(".tar")[0] if Path(name).exists() else None
+
+
+def _served(names: list[str], base: str | None, port: int, ttl_s: float | None) -> ServerConfig:
+    """What is to be served: jobs of the ledger and exported adapters. Raises UsageError when they do not share one base."""
     from tuneport.local_backend.server import ServedModel, ServerConfig
-    from tuneport.local_backend.server import serve as run
     from tuneport.providers.local.client import LocalProvider
 
     answering: dict[str, dict[str, Any]] = {}
     for name in names:
-        if Path(name).exists():
-            answering[Path(name).name.partition(".tar")[0]] = LocalProvider().answering(f"local:{Path(name).absolute()}")
+        if own := _called(name):
+            answering[own] = LocalProvider().answering(f"local:{Path(name).absolute()}")
             continue
         handle = find_job(name)
         if handle.provider != "local":
@@ -203,14 +251,7 @@ def serve(
         raise UsageError(what, fix="serve each by itself, on a port of its own")
     model, device, dtype, trust = bases.pop()
     served = [ServedModel(name=name, adapter=one["adapter"], chat_template=one["chat_template"]) for name, one in answering.items()]
-    config = ServerConfig(
-        base=model, device=device, dtype=dtype, trust_remote_code=trust, models=tuple(served), port=port, ttl_s=seconds(ttl)
-    )
-
-    def ready(at: int) -> None:
-        terminal.console().print(f"http://127.0.0.1:{at}/v1 serves {', '.join(answering)}; Ctrl-C ends it", highlight=False)
-
-    run(config, on_ready=ready)
+    return ServerConfig(base=model, device=device, dtype=dtype, trust_remote_code=trust, models=tuple(served), port=port, ttl_s=ttl_s)
 
 
 def follow(ours: Deployments, deployment_id: str, *, stay: bool) -> None:
