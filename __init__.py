@@ -154,7 +154,7 @@ def plan(
     """What ``provider`` would do with the job: exact payload, outcome of every field, cost (USD) and time (seconds).
 
     Needs no key, no vendor SDK and no network. With ``online`` the vendor is asked for its own limits and price too: reads that
-    need a key and raise CredentialsError or ProviderError when they fail. ``data`` saves reading the rows again when several
+    need a key; what cannot be asked becomes a warning. ``data`` saves reading the rows again when several
     plans are made (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
     Raises DataError on bad rows, CatalogueError on an unknown model, UsageError on an unknown provider.
     """
@@ -165,7 +165,11 @@ def plan(
     spec = _loaded(spec)
     place = registry.get(provider, spec.options.for_provider(provider))
     compiled = compile_for(place, spec, data or load_job_data(spec), today)
-    return place.online(compiled) if online else compiled
+    if not online:
+        return compiled
+    from tuneport.providers.online import asked
+
+    return asked(place, spec, compiled)
 
 
 def engine(*, create: bool = True) -> Engine:

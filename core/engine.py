@@ -35,6 +35,7 @@ from tuneport.core.submission import (
     check_before_spending,
     check_sources,
     source_facts,
+    with_absolute_paths,
 )
 from tuneport.core.watching import LONGEST_POLL_S, Watcher
 
@@ -96,7 +97,7 @@ class Engine:
 
         cost = calibrated(plan.cost, self.calibration(plan.provider))
         check_before_spending(spec, plan.model_copy(update={"cost": cost}))
-        spec = _with_absolute_paths(spec)
+        spec = with_absolute_paths(spec)
         provider = self._get_provider(plan.provider, spec.options.for_provider(plan.provider))
         rows = rows or self._open_rows(spec)
         self.reconcile()
@@ -399,10 +400,3 @@ def _finished(record: JobRecord) -> str:
     if record.ref is None or record.tuned_model is None or record.deleted_at is not None:
         raise no_model(record)
     return record.ref
-
-
-def _with_absolute_paths(spec: JobSpec) -> JobSpec:
-    """The spec with its data paths absolute, so that the job can be resumed from any directory."""
-    paths = {part: getattr(spec.data, part) for part in ("train", "validation", "test")}
-    absolute = {part: str(Path(path).absolute()) for part, path in paths.items() if path is not None}
-    return spec.model_copy(update={"data": spec.data.model_copy(update=absolute)})

@@ -177,9 +177,10 @@ class Provider(Protocol):
         """
         ...
 
-    def online(self, plan: Plan) -> Plan:
-        """The plan after asking the vendor for what it knows today: adds warnings, refusals and cost lines, removes none.
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:
+        """The plan after asking the vendor for what it knows today: adds warnings and refusals, removes none; tells its own price.
 
+        ``files`` ({role: file id}) are the plan's files, where an earlier job has uploaded them: some vendors price nothing else.
         What cannot be asked (no key, no network) becomes a warning with the code "online".
         """
         ...

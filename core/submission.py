@@ -102,6 +102,38 @@ def source_facts(spec: JobSpec) -> dict[str, tuple[int, int]]:
     return facts
 
 
+def with_absolute_paths(spec: JobSpec) -> JobSpec:
+    """The spec with its data paths absolute, so that the job can be resumed from any directory."""
+    paths = {part: getattr(spec.data, part) for part in ("train", "validation", "test")}
+    absolute = {part: str(Path(path).absolute()) for part, path in paths.items() if path is not None}
+    return spec.model_copy(update={"data": spec.data.model_copy(update=absolute)})
+
+
+_EARLIER_JOBS = 20
+
+
+def earlier_uploads(ledger: Ledger, spec: JobSpec, plan: Plan) -> dict[str, str]:
+    """{role: file id} of the plan's files, where one of the provider's latest 20 jobs has uploaded the same; else {}.
+
+    The same are: files that have not changed since, read and converted in the same way. Whether the provider still holds them is
+    for it to say. Raises LedgerError when the ledger cannot be read.
+    """
+    spec = with_absolute_paths(spec)
+    facts, address = source_facts(spec), spec.options.for_provider(plan.provider)
+    if not facts:  # rows that are no file here may change unseen
+        return {}
+    converted = [(upload.role, upload.record, upload.rows) for upload in plan.uploads]
+    for record in ledger.latest(limit=_EARLIER_JOBS, provider=plan.provider):
+        if not record.uploads or record.deleted_at is not None or ledger.sources(record.id) != facts:
+            continue
+        earlier = ledger.spec(record.id)
+        if earlier.data != spec.data or earlier.options.for_provider(plan.provider) != address:
+            continue
+        if [(upload.role, upload.record, upload.rows) for upload in ledger.plan(record.id).uploads] == converted:
+            return dict(record.uploads)
+    return {}
+
+
 class Submission:
     """One claimed job on its way to the provider. All calls of ``Provider.create`` happen here."""
 

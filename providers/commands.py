@@ -76,6 +76,7 @@ def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> 
     from tuneport.core.errors import CatalogueError, CredentialsError, MissingExtraError, ProviderError
     from tuneport.core.plan import PlanWarning, compile_for
     from tuneport.providers import registry
+    from tuneport.providers.online import asked
 
     names = registry.names() if "all" in wanted else tuple(dict.fromkeys(wanted))
     providers = {name: registry.get(name, spec.options.for_provider(name)) for name in names}
@@ -86,7 +87,7 @@ def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> 
         try:
             plans[name] = compile_for(place, spec, data)
             if online and "online" not in place.unoffered:
-                plans[name] = place.online(plans[name])
+                plans[name] = asked(place, spec, plans[name])
         except (CredentialsError, ProviderError, MissingExtraError) as error:
             note = PlanWarning(code="online", message=f"could not be asked: {error}")
             plans[name] = plans[name].model_copy(update={"warnings": (*plans[name].warnings, note)})

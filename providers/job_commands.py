@@ -81,9 +81,17 @@ def submit(
 def jobs(
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 50,
     costs: Annotated[bool, typer.Option("--costs", help="Estimates beside bills, and how far they were off.")] = False,
+    at: Annotated[
+        str | None, typer.Option("--at", help="The jobs of the account there, known to this ledger or not.", metavar="PROVIDER")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the jobs in the ledger. Asks no vendor."""
+    """List the jobs in the ledger. Asks no vendor, but for --at."""
+    if costs and at is not None:
+        raise UsageError("--costs and --at do not go together", fix="bills are compared with estimates of this ledger; leave --at out")
+    if at is not None:
+        _show_account(at, limit, as_json)
+        return
     if costs:
         _show_costs(limit, as_json)
         return
@@ -103,6 +111,27 @@ def jobs(
         submitted = f"{r.created_at:%Y-%m-%d %H:%M}"
         listing.add_row(r.id, r.provider, r.model, r.method, _state(job), estimate, billed, submitted, r.tuned_model or "–")
     terminal.console().print(listing)
+
+
+def _show_account(name: str, limit: int, as_json: bool) -> None:
+    """The latest jobs at a provider, whoever made them, beside this ledger's ids."""
+    from tuneport.core.reading import offered
+    from tuneport.core.retry import retrying
+
+    place = offered(registry.get(name), "list_jobs")
+    there = retrying(lambda: list(place.list_jobs(limit)))
+    known: dict[str | None, str] = {}
+    with suppress(NoLedgerError):
+        known = {job.ref: job.id for job in _engine(create=False).jobs(limit=None, provider=name)}
+    if as_json:
+        terminal.print_json([terminal.plain(one) | {"id": known.get(one.ref)} for one in there])
+        return
+    listing = terminal.table("at the provider", "base model", "state", "made (UTC)", "tuned model", "in this ledger")
+    for one in there:
+        made = f"{one.created_at:%Y-%m-%d %H:%M}" if one.created_at else "–"
+        row = (one.ref, one.base_model or "–", f"{one.state} ({one.raw_state})", made, one.tuned_model or "–")
+        listing.add_row(*map(escape, row), known.get(one.ref, "[yellow]no[/]"))
+    terminal.console().print(listing if there else f"there are no jobs at {name}")
 
 
 def _show_costs(limit: int, as_json: bool) -> None:

@@ -213,7 +213,7 @@ class FakeProvider:
                 books["files"].pop(job["key"], None)
             return [f"model model-of-{ref}", *([f"file file-{job['key']}"] if there else [])]
 
-    def online(self, plan: Plan) -> Plan:
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:
         return plan
 
     def deployments(self) -> FakeDeployer:

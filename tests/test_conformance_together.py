@@ -14,6 +14,7 @@ import pytest
 pytest.register_assert_rewrite("tuneport.providers.conformance")
 pytest.importorskip("together")
 
+import tuneport  # noqa: E402
 from tuneport.core.errors import CredentialsError, DataError, ProviderError, TuneportError, UsageError  # noqa: E402
 from tuneport.core.job import JobState  # noqa: E402
 from tuneport.core.plan import Plan  # noqa: E402
@@ -312,7 +313,7 @@ def test_a_model_without_limits_is_not_tunable(bench: Bench) -> None:
 
 def test_the_vendors_price_takes_the_place_of_the_estimate(bench: Bench) -> None:
     provider = together_of(bench)
-    assert any("only for files that are uploaded" in warning.message for warning in provider.online(bench.plan).warnings)
+    assert any("only for files that it holds" in warning.message for warning in provider.online(bench.plan).warnings)
     files = provider.upload(bench.plan, bench.rows, KEY)
     priced = provider.online(bench.plan, files)
     assert priced.cost.usd is not None
@@ -323,6 +324,23 @@ def test_the_vendors_price_takes_the_place_of_the_estimate(bench: Bench) -> None
     assert "credit limit is 1.50 USD" in next(w.message for w in provider.online(bench.plan, files).warnings if w.code == "credit")
     bench.vendor.expire_files()
     assert any("train file not validated" in warning.message for warning in provider.online(bench.plan, files).warnings)
+
+
+def test_plan_online_has_the_vendors_price_once_a_job_has_uploaded_the_same_rows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNEPORT_LEDGER", bench.ledger.name)
+    other = bench.spec.model_copy(update={"name": "longer", "training": bench.spec.training.model_copy(update={"epochs": 4})})
+
+    def told() -> bool:
+        return "told by Together" in tuneport.plan(other, "together", online=True).cost.lines[0].basis
+
+    assert not told()
+    bench.submit()
+    made = len(bench.vendor.log)
+    assert told()
+    assert {entry.route for entry in bench.vendor.log[made:]} == {"limits", "estimate"}  # nothing was uploaded or made
+    with Path(bench.spec.data.train).open("a") as file:
+        file.write(json.dumps({"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]}) + "\n")
+    assert not told()
 
 
 # -- weights, chat, removal --------------------------------------------------------------------------------------------

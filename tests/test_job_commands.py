@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tuneport.core.job import JobState, RemoteJob
 from tuneport.providers import job_commands, registry
 from tuneport.providers.commands import as_billed, plan
 from tuneport.tests.engine_bench import Bench
-from tuneport.tests.fake_provider import FakeProvider, FakeVendor, make_plan
+from tuneport.tests.fake_provider import FakeProvider, FakeVendor, make_plan, open_rows
 
 
 @pytest.fixture
@@ -55,6 +56,22 @@ def test_a_plan_is_shown_as_earlier_bills_correct_it(bench: Bench) -> None:
     shown = as_billed({"fake": bench.plan})["fake"].cost.usd
     assert shown is not None
     assert (shown.low, shown.high) == pytest.approx((1.5 * (usd.low + usd.high),) * 2)
+
+
+def test_the_jobs_of_an_account_stand_beside_those_of_the_ledger(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(registry, "get", lambda _name: bench.provider)
+    ours = bench.submit()
+    key = "tp-zzzzzz-x9k3m2qa"
+    theirs = bench.provider.create(bench.plan, bench.provider.upload(bench.plan, open_rows(bench.spec), key), key).ref
+    job_commands.jobs(limit=5, at="fake", as_json=True)
+    assert {one["ref"]: one["id"] for one in json.loads(capsys.readouterr().out)} == {ours.ref: ours.id, theirs: None}
+    job_commands.jobs(limit=5, at="fake")
+    shown = {line.split()[0]: line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    assert (shown[str(ours.ref)], shown[theirs]) == (ours.id, "no")
+    with pytest.raises(UsageError, match="do not go together"):
+        job_commands.jobs(limit=5, costs=True, at="fake")
 
 
 def test_status_shows_what_stands_in_brackets(

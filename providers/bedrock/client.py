@@ -166,7 +166,7 @@ class BedrockProvider:
                 return
             token = {"nextToken": page["nextToken"]}
 
-    def online(self, plan: Plan) -> Plan:
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:  # noqa: ARG002
         """The plan against what AWS says today: the model's lifecycle and customizations here, the buckets' regions.
 
         Refusals join the outcomes of ``model``, ``options.bedrock.data_s3_uri`` and ``output_s3_uri``; what cannot be asked

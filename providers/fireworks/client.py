@@ -134,7 +134,7 @@ class FireworksProvider:
                     return
                 yield job
 
-    def online(self, plan: Plan) -> Plan:
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:  # noqa: ARG002
         """The plan after asking whether the model may be tuned today and the account is in order."""
         try:
             ref = Ref.planned(plan, "not-made")

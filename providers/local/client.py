@@ -86,7 +86,7 @@ class LocalProvider:
         """The exact training configuration for this machine."""
         return compile_plan(spec, data, today)
 
-    def online(self, plan: Plan) -> Plan:
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:  # noqa: ARG002
         """The plan with a warning (code "online") for what is missing on this machine."""
         try:
             require_training_stack()

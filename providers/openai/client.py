@@ -169,7 +169,7 @@ class OpenAIProvider:
                     return
                 yield self._read(job, address)
 
-    def online(self, plan: Plan) -> Plan:
+    def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:  # noqa: ARG002
         """Ask whether the account sees the model and has tuned before. OpenAI tells neither prices nor limits."""
         address = Address.of_plan(plan)
         try:

@@ -85,7 +85,8 @@ def could_not_ask(plan: Plan, error: TuneportError) -> Plan:
 
 def _priced(client: together.Together, plan: Plan, files: Mapping[str, str], today: date) -> Plan:
     if any(upload.role not in files for upload in plan.uploads):
-        return warned(plan, "online", f"Together tells its own price only for files that are uploaded; {_OURS}")
+        why = "Together tells its own price only for files that it holds, and no job of this ledger has uploaded them"
+        return warned(plan, "online", f"{why}; {_OURS}")
     names = ("training_file", "validation_file", "model", "from_checkpoint", "n_epochs", "n_evals", "training_type", "training_method")
     body = {name: filled(plan.payload[name], files, TITLE) for name in names if plan.payload.get(name)}
     with translated():
