@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,17 +17,24 @@ STATES = ("optimizer.pt", "scheduler.pt", "rng_state.pth")
 """What the trainer keeps beside the weights, in PyTorch's own format: read as plain numbers only, never unpickled freely."""
 
 
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    """The trainer's log up to this checkpoint: losses, and validation losses as ``story`` notes them."""
+    history: list[dict[str, Any]] = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    return history
+
+
 def check_checkpoint(folder: Path) -> None:
     """Raise ProviderError when a file of the checkpoint is damaged, or would run code when it is read."""
-    file = folder
+    file = folder / "trainer_state.json"
     try:
+        history_of(folder)
         for file in sorted(folder.glob("*.safetensors")):
             with safe_open(file, framework="pt") as weights:
                 list(weights.keys())
         with safe_globals():
             for file in (folder / name for name in STATES if (folder / name).exists()):
                 torch.load(file, map_location="cpu", mmap=file.name == "optimizer.pt", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         why = "it holds more than numbers" if isinstance(error, pickle.UnpicklingError) else "it is damaged"
         raise ProviderError(
             f"{file} is not read, because {why}",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tuneport.core.errors import DataError, TuneportError
+from tuneport.local_backend.libraries import OPTIONAL, loading
 from tuneport.local_backend.models import (
     check_base,
     choose_device,
@@ -80,6 +81,9 @@ def main(arguments: list[str]) -> int:
     status = 0
     with out:
         try:
+            require_training_stack()
+            with loading(OPTIONAL):
+                from tuneport.local_backend import chat, decode  # noqa: F401, PLC0415 - these import torch and transformers
             for reply in replies(settings, requests):
                 out.write(json.dumps(reply, ensure_ascii=False) + "\n")
                 out.flush()

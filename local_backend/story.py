@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -76,7 +76,7 @@ class Story(TrainerCallback):
             began = time.monotonic()
             self._evaluate(state)
             self._last += time.monotonic() - began  # the speed shown is that of training
-            self.stopped_early = self._ended_by(state)
+            self.stopped_early = ended_by(self.run.config, state.log_history)
             if self.stopped_early:
                 control.should_training_stop = True
         if step in self._save_at:
@@ -102,18 +102,17 @@ class Story(TrainerCallback):
             metrics={"step": float(state.global_step), "eval_loss": loss, "eval_seconds": time.monotonic() - began},
         )
 
-    def _ended_by(self, state: Any) -> str:
-        """Why the run should end here, or ""."""
-        config = self.run.config
-        held = [(entry["step"], entry["eval_loss"]) for entry in state.log_history if "eval_loss" in entry]
-        rule = config.early_stopping
-        if rule is not None and stalled([loss for _, loss in held], rule.patience, rule.min_delta):
-            return f"the {'reward no longer rises' if config.method == 'rft' else 'validation loss no longer falls'}"
-        if config.overfitting_guard and config.method != "rft":  # a policy's loss says nothing of how well it does
-            seen = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-            if overfitting(held, seen):
-                return "overfitting: the validation loss rises while the training loss falls"
-        return ""
+def ended_by(config: TrainConfig, history: Sequence[Mapping[str, Any]]) -> str:
+    """Why a run with this history (the trainer's log, validation among it) ends early after its last validation, or ""."""
+    held = [(entry["step"], entry["eval_loss"]) for entry in history if "eval_loss" in entry]
+    rule = config.early_stopping
+    if rule is not None and stalled([loss for _, loss in held], rule.patience, rule.min_delta):
+        return f"the {'reward no longer rises' if config.method == 'rft' else 'validation loss no longer falls'}"
+    if config.overfitting_guard and config.method != "rft":  # a policy's loss says nothing of how well it does
+        seen = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+        if overfitting(held, seen):
+            return "overfitting: the validation loss rises while the training loss falls"
+    return ""
 
 
 def overfitting(held: Sequence[tuple[int, float]], seen: Sequence[tuple[int, float]]) -> bool:

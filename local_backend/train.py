@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageE
 from tuneport.core.secrets import redact
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState
+from tuneport.local_backend.libraries import loading, not_needed
 from tuneport.local_backend.models import (
     check_vocabulary,
     choose_device,
@@ -51,8 +53,10 @@ class _Stopped(Exception):
 class Worker:
     """One attempt at one job."""
 
-    def __init__(self, job: JobDir) -> None:
+    def __init__(self, job: JobDir, *, alone: bool = False) -> None:
+        """``alone``: the process is this worker's own, and may load what this job needs only."""
         self.job = job
+        self._alone = alone
         self._terminated = False
         self._interruptible = False
         self._state = WorkerState("preparing", attempt=int(os.environ.pop(ATTEMPT_VARIABLE, "1")))
@@ -97,6 +101,7 @@ class Worker:
     def _work(self) -> None:
         config = TrainConfig.model_validate_json(self.job.config.read_text(encoding="utf-8"))
         require_training_stack()
+        self._load_libraries(config)
         while True:
             try:
                 self._attempt(config)
@@ -113,36 +118,52 @@ class Worker:
             message = f"out of memory; going on with micro-batches of at most {rows}, the same {config.batch_size} rows per step"
             self._note(message, level="warning")
 
+    def _load_libraries(self, config: TrainConfig) -> None:
+        self._interruptible = True
+        self._stop_if_asked()
+        with loading(not_needed(config)) if self._alone else nullcontext():
+            from tuneport.local_backend import card, checkpoint, methods  # noqa: F401, PLC0415 - these import torch and its kin
+        _quieten()
+
     def _attempt(self, config: TrainConfig) -> None:
         """From the last checkpoint, if there is one, to the finished adapter."""
         self._interruptible = True
         self._stop_if_asked()
-        _quieten()
         run = self._prepare(config)
         self._interruptible = False
         from tuneport.local_backend.best import BestAdapter  # noqa: PLC0415 - these import torch
         from tuneport.local_backend.card import save_result  # noqa: PLC0415
-        from tuneport.local_backend.checkpoint import check_checkpoint  # noqa: PLC0415
+        from tuneport.local_backend.checkpoint import check_checkpoint, history_of  # noqa: PLC0415
         from tuneport.local_backend.methods import train  # noqa: PLC0415
+        from tuneport.local_backend.story import ended_by  # noqa: PLC0415
         from tuneport.local_backend.tracking import tracked  # noqa: PLC0415
 
         found = self.job.last_checkpoint()
         step, checkpoint = found or (0, None)
+        stopped = ""
         if found:
             check_checkpoint(found[1])
+            stopped = ended_by(config, history_of(found[1]))
             self._note(f"resumed from the checkpoint at step {step} of {run.steps}")
         else:
             message = f"training {run.steps} steps of {config.batch_size} rows by {config.method} on {run.device}"
             self._note(message, metrics={"sequences": float(len(run.train))})
         self._set("training", "", step=step, total_steps=run.steps)
         best = BestAdapter(self.job.best)
-        if step < run.steps:  # a run that was cut off between its last step and its result trains no further step
+        if step < run.steps and not stopped:  # one that was cut off between its last step and its result trains no further
             with tracked(config, self.job, step):
                 stopped = train(run, best, checkpoint)
+<<<<<<< HEAD
                 if self._state.phase == "stopping":
                     raise _Stopped  # in here: a tracker is not to hear that all went well
             if stopped:
                 self._note(f"stopped early: {stopped}")
+=======
+            if self._state.phase == "stopping":
+                raise _Stopped
+        if stopped:
+            self._note(f"stopped early: {stopped}")
+>>>>>>> efb1e20 (Killed runs of every trainer reach the same losses, in processes of their own; one that had stopped early trains no further; workers load a third less)
         self._set("saving", "writing the result", step=self._state.step, seconds_left=None)
         summary = save_result(run, best)
         self._set("saving", summary)
@@ -389,7 +410,7 @@ def main(arguments: list[str]) -> int:
         raise ProviderError(f"another worker holds {job.path}", fix="wait for it, or cancel it")
     os.set_inheritable(lock, False)
     try:
-        return Worker(job).run()
+        return Worker(job, alone=True).run()
     finally:
         os.close(lock)  # before the interpreter winds down, which takes a while with torch
 

@@ -19,7 +19,7 @@ from tuneport.core.errors import ProviderError
 from tuneport.core.spec import Method, TuningKind
 from tuneport.local_backend.support import local_facts, refused_combination
 from tuneport.providers.local.client import LocalProvider
-from tuneport.tests.local_jobs import losses, made, plan_of, run, work
+from tuneport.tests.local_jobs import losses, plan_of, run
 from tuneport.tests.local_tiny import write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries', in a process that is not a worker
@@ -168,36 +168,3 @@ def test_what_cannot_be_merged_or_written_is_named(model: Path, tmp_path: Path) 
     with pytest.raises(ProviderError, match="trained on another base"):
         export(lora.adapter, tmp_path / "out", merge=True, gguf=None)
     assert not list((tmp_path / "out").iterdir())
-
-
-class _Killed(BaseException):
-    """Ends a worker without a chance to tidy up, as kill -9 does; test_local_provider sends the real one."""
-
-
-@pytest.mark.parametrize(("method", "kind"), [("dpo", "lora"), ("kto", "prompt"), ("orpo", "qlora"), ("sft", "full"), ("rft", "lora")])
-def test_a_killed_run_reaches_the_losses_of_one_that_was_not(
-    method: str, kind: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tuneport.local_backend.story import Story
-
-    settings: dict[str, Any] = {"training__steps": 6, "training__learning_rate": 5e-3}
-    settings |= {"evaluation__checkpoints": 3, "evaluation__evaluations": 3}
-    plan = plan_of(method, kind, model, **settings | ({"tuning__dropout": 0.1} if kind == "lora" else {}))
-    whole = run(plan, tmp_path / "whole")
-    step_end = Story.on_step_end
-
-    def killed(self: Any, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        if state.global_step == 5:
-            raise _Killed
-        step_end(self, args, state, control, **rest)
-
-    job = made(plan, tmp_path / "cut")
-    with monkeypatch.context() as patch:
-        patch.setattr(Story, "on_step_end", killed)
-        with pytest.raises(_Killed):
-            work(job)
-    assert job.last_checkpoint() and not job.finished()
-    assert losses(work(job)) == losses(whole)
-    weights = next(whole.adapter.glob("*.safetensors")).name
-    assert (job.adapter / weights).read_bytes() == (whole.adapter / weights).read_bytes()
-    assert any("resumed from the checkpoint at step 4" in event.message for event in job.events())

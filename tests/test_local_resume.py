@@ -1,0 +1,87 @@
+"""Kill -9 and go on: a run that was cut off reaches the losses, and the weights, of one that was not. By every trainer.
+
+test_local_provider does the same to SFT through the provider.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if not all(find_spec(library) for library in ("torch", "trl", "peft", "bitsandbytes")):
+    pytest.skip("the training libraries are not installed", allow_module_level=True)
+
+from tuneport.core.data.rows import Row
+from tuneport.local_backend.jobdir import JobDir
+from tuneport.tests.local_forks import attempt, forks
+from tuneport.tests.local_jobs import made, plan_of
+from tuneport.tests.local_tiny import write_model
+
+KILLED = -9
+CLOCK = frozenset({"tokens_per_second", "eval_seconds", "epoch"})
+TRAINERS = [
+    ("cpt", "dora"), ("dpo", "lora"), ("dpo", "full"), ("kto", "prompt"), ("orpo", "qlora"), ("simpo", "rslora"), ("rft", "lora"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Any]:
+    with forks() as context:
+        yield context
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+def told(job: JobDir) -> dict[int, dict[str, float]]:
+    """What the events of each step said last, but for speeds."""
+    steps: dict[int, dict[str, float]] = {}
+    for event in job.events():
+        if "step" in event.metrics:
+            known = steps.setdefault(int(event.metrics["step"]), {})
+            known |= {name: value for name, value in event.metrics.items() if name not in CLOCK}
+    return steps
+
+
+def result(job: JobDir) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in job.adapter.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("method", "kind"), TRAINERS, ids=[f"{method}-{kind}" for method, kind in TRAINERS])
+def test_killed_at_random_it_reaches_the_same_losses(method: str, kind: str, model: Path, workers: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"training__steps": 6, "training__learning_rate": 5e-3}
+    settings |= {"evaluation__checkpoints": 3, "evaluation__evaluations": 3, "evaluation__early_stopping": {"patience": 3}}
+    plan = plan_of(method, kind, model, **settings | ({"tuning__dropout": 0.1} if kind == "lora" else {}))
+    whole, cut = made(plan, tmp_path / "whole"), made(plan, tmp_path / "cut")
+    assert attempt(workers, whole) == 0, whole.state()
+    count = len(list(whole.events()))
+    draw = random.Random(f"{method} {kind}")
+    kills: list[int | str] = ["save", draw.randrange(3, count - 5)]  # the second save leaves steps to do
+    draw.shuffle(kills)
+    for kill in kills:
+        assert attempt(workers, cut, kill) == KILLED, (kills, cut.state())
+    assert attempt(workers, cut) == 0, (kills, cut.state())
+    assert told(cut) == told(whole), kills
+    assert result(cut) == result(whole) != {}
+
+
+def test_a_run_that_stopped_early_and_was_killed_before_its_result_trains_no_further(model: Path, workers: Any, tmp_path: Path) -> None:
+    answers = ({"role": "user", "content": f"say {i}"} for i in range(8))
+    held = [Row("chat", "held.jsonl", i, (asked, {"role": "assistant", "content": "QUITE OTHER"})) for i, asked in enumerate(answers)]
+    settings: dict[str, Any] = {"training__steps": 60, "training__learning_rate": 3e-2, "training__gradient_accumulation": 1}
+    plan = plan_of("sft", "lora", model, **settings, evaluation__evaluations=10, evaluation__checkpoints=10)
+    whole, cut = made(plan, tmp_path / "whole", iter(held)), made(plan, tmp_path / "cut", iter(held))
+    assert attempt(workers, whole) == 0, whole.state()
+    last = next(event.number for event in whole.events() if "stopped early" in event.message)
+    assert max(told(whole)) < 60
+    assert attempt(workers, cut, last) == KILLED
+    assert attempt(workers, cut) == 0, cut.state()
+    assert told(cut) == told(whole) and result(cut) == result(whole)
+    assert sum("stopped early: overfitting" in event.message for event in cut.events()) == 1
