@@ -153,17 +153,10 @@ class Worker:
         if step < run.steps and not stopped:  # one that was cut off between its last step and its result trains no further
             with tracked(config, self.job, step):
                 stopped = train(run, best, checkpoint)
-<<<<<<< HEAD
                 if self._state.phase == "stopping":
                     raise _Stopped  # in here: a tracker is not to hear that all went well
-            if stopped:
-                self._note(f"stopped early: {stopped}")
-=======
-            if self._state.phase == "stopping":
-                raise _Stopped
         if stopped:
             self._note(f"stopped early: {stopped}")
->>>>>>> efb1e20 (Killed runs of every trainer reach the same losses, in processes of their own; one that had stopped early trains no further; workers load a third less)
         self._set("saving", "writing the result", step=self._state.step, seconds_left=None)
         summary = save_result(run, best)
         self._set("saving", summary)
