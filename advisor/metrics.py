@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from tuneport.advisor.refusals import declines
 from tuneport.advisor.text_metrics import CORPUS, TEXT_METRICS, TextMetric, text_metric
+from tuneport.core.data.schemas import validator
 from tuneport.core.errors import DataError, UsageError
 
 Task = Literal["json", "label", "text"]
@@ -85,7 +86,7 @@ class Scorer:
 
     def __post_init__(self) -> None:
         if self.schema is not None:
-            object.__setattr__(self, "_validator", _validator(self.schema))
+            object.__setattr__(self, "_validator", validator(self.schema))
         object.__setattr__(self, "_extra", {name: text_metric(name, self.tolerance) for name in self.extras})
         if self.primary_metric is not None and self.primary_metric not in self.metrics:
             raise UsageError(f"{self.primary_metric!r} is not measured here", fix=f"choose one of: {', '.join(self.metrics)}")
@@ -250,7 +251,7 @@ def load_schema(path: Path) -> dict[str, Any] | bool:
         raise DataError(f"cannot read the JSON Schema {path} ({type(error).__name__}: {error})", fix=fix) from error
     if not isinstance(value, dict | bool):
         raise DataError(f"{path} holds no JSON Schema but a {type(value).__name__}", fix="give a file with one JSON Schema")
-    _validator(value, source=str(path))
+    validator(value, source=str(path))
     return value
 
 
@@ -360,51 +361,3 @@ def _depth_within(value: Any, limit: int) -> bool:
         if not level:
             return True
     return False
-
-
-def _validator(schema: dict[str, Any] | bool, source: str = "the JSON Schema") -> Any:
-    """A validator that never reaches for the network. Raises DataError on a faulty schema."""
-    from jsonschema.exceptions import SchemaError  # noqa: PLC0415  slow to import, needed only with a schema
-    from jsonschema.validators import Draft202012Validator, validator_for  # noqa: PLC0415
-    from referencing import Registry  # noqa: PLC0415
-
-    kind = validator_for(schema, default=Draft202012Validator)
-    try:
-        kind.check_schema(schema)  # type: ignore[arg-type]  # a boolean is a schema too; the stub knows only dict
-    except (SchemaError, RecursionError) as error:
-        fault = getattr(error, "message", "nested too deeply")
-        raise DataError(f"{source} is no valid JSON Schema ({fault})", fix="correct the schema") from error
-    for ref in _references(schema):
-        if not ref.startswith("#"):
-            raise DataError(f"{source} refers to another document ({ref})", fix="put that definition under $defs of the same file")
-        if not _resolves(schema, ref):
-            raise DataError(f"{source} refers to {ref}, which it does not hold", fix="correct the reference")
-    return kind(schema, registry=Registry())
-
-
-def _references(value: Any) -> list[str]:
-    found, level = [], [value]
-    while level:
-        met = level.pop()
-        if isinstance(met, Mapping):
-            found += [ref for key in ("$ref", "$dynamicRef") if isinstance(ref := met.get(key), str)]
-            level += met.values()
-        elif isinstance(met, list):
-            level += met
-    return found
-
-
-def _resolves(schema: Any, ref: str) -> bool:
-    """Whether a JSON pointer such as #/$defs/city leads somewhere; anchors (#city) are left to the validator."""
-    if not ref.startswith("#/"):
-        return True
-    met = schema
-    for part in ref[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~").replace("%25", "%")
-        if isinstance(met, Mapping) and key in met:
-            met = met[key]
-        elif isinstance(met, list) and key.isdecimal() and int(key) < len(met):
-            met = met[int(key)]
-        else:
-            return False
-    return True

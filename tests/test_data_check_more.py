@@ -5,6 +5,7 @@ from __future__ import annotations
 import html.parser
 import json
 import random
+import re
 import sys
 from datetime import date
 from pathlib import Path
@@ -321,6 +322,21 @@ def test_no_schema_is_fetched(tmp_path: Path) -> None:
     assert by_code(check_data(path, json_schema={"type": "object", "required": ["b"]}))["schema_mismatch"].count == 1
     local = {"$defs": {"n": {"type": "integer"}}, "properties": {"a": {"$ref": "#/$defs/n"}}}
     assert check_data(path, json_schema=local).ok
+
+
+@pytest.mark.parametrize("extra", [True, False], ids=["with jsonschema-rs", "without"])
+def test_a_schema_reaches_no_file_and_a_reference_to_nothing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extra: bool
+) -> None:
+    if not extra:
+        monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    path = write(tmp_path / "t.jsonl", [chat("q", '{"a": 1}')])
+    (tmp_path / "s.json").write_text('{"type": "array"}')
+    for ref, says in (((tmp_path / "s.json").as_uri(), "another document"), ("#/$defs/none", "#/$defs/none, which it does not hold")):
+        with pytest.raises(UsageError, match=re.escape(says)):
+            check_data(path, json_schema={"properties": {"a": {"$ref": ref}}})
+    finding = by_code(check_data(path, json_schema={"properties": {"a": {"$ref": "#nowhere"}}}))["schema_mismatch"]
+    assert "refers to an anchor that it does not hold" in finding.message
 
 
 class _Tags(html.parser.HTMLParser):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -36,8 +37,6 @@ def test_packed_files_hold_the_same_rows(tmp_path: Path, name: str, content: byt
 
 @pytest.mark.parametrize("ending", PACK)
 def test_a_cut_off_archive_gives_what_came_before(tmp_path: Path, ending: str) -> None:
-    import random
-
     noise = random.Random(0)
     lines = "".join(json.dumps({"prompt": f"q{n}", "completion": noise.randbytes(40).hex()}) + "\n" for n in range(20_000))
     whole = PACK[ending](lines.encode())
@@ -48,6 +47,17 @@ def test_a_cut_off_archive_gives_what_came_before(tmp_path: Path, ending: str) -
     last = rows[-1]
     assert isinstance(last, BadRow) and last.line == len(rows)
     assert "cut-off" in last.fault.met and "the rest of the file was not read" in last.fault.hint
+    report = check_data(str(path))
+    assert not report.ok and report.good_rows > 1_000
+    assert any("cut-off" in finding.message for finding in report.findings)
+
+
+@pytest.mark.parametrize("ending", PACK)
+def test_a_cut_off_array_on_one_line_gives_what_came_before(tmp_path: Path, ending: str) -> None:
+    noise = random.Random(0)
+    whole = PACK[ending](json.dumps([{"prompt": f"q{n}", "completion": noise.randbytes(40).hex()} for n in range(20_000)]).encode())
+    path = tmp_path / f"rows.json{ending}"
+    path.write_bytes(whole[: len(whole) // 2])
     report = check_data(str(path))
     assert not report.ok and report.good_rows > 1_000
     assert any("cut-off" in finding.message for finding in report.findings)

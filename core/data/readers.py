@@ -95,8 +95,13 @@ def file_kind(path: str) -> str:
         return kind
     _refuse_foreign(path, head)
     if kind == "json":
-        with open_content(path) as file:
-            first = next(lines_of(file), None)
+        try:
+            with open_content(path) as file:
+                first = next(lines_of(file), None)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except DamagedArchiveError:  # within the first line: reading it as an array gives what came before
+            first = None
         if first is not None and first.raw is not None and looks_like_lines(first.raw):
             return "jsonl"
     return kind

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import tempfile
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -139,7 +140,7 @@ class _JsonArray(_JsonLines):
         self._out.write(b"[]\n" if self._before == b"[\n" else b"\n]\n")
 
 
-class _Spooled:
+class _Spooled(ABC):
     """Keeps records in a temporary file, in order, with the columns met so far."""
 
     def __init__(self, out: BinaryIO, notes: Counter[str]) -> None:
@@ -158,13 +159,13 @@ class _Spooled:
         for name, value in record.items():
             self._columns.setdefault(name, set()).add(_kind(value))
 
+    @abstractmethod
     def check(self, record: Record) -> None:
         """Refuse what this kind of file cannot hold."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> None:
         """Write the file."""
-        raise NotImplementedError
 
     def records(self) -> Iterator[Record]:
         """The records again."""
