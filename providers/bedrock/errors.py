@@ -26,19 +26,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tuneport.core.errors import CredentialsError, MissingExtraError, ProviderError, TuneportError, UsageError, VendorClosedError
+from tuneport.providers.answers import CLOCK_FIX, brief, certificate, is_page, retry_after
 
 KEY_FIX = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (aws configure, aws sso login)"
 REGION_FIX = "set options.bedrock.region or AWS_REGION to a region that has Bedrock, e.g. us-east-1"
-CLOCK_FIX = "set this machine's clock (date and time zone), then try again"
 LATER_FIX = "try again later; health.aws.amazon.com shows disturbances"
 NETWORK_FIX = "check the network, HTTPS_PROXY and the AWS_ENDPOINT_URL variables"
 DOCTOR_FIX = "tuneport doctor bedrock names the missing permission or role"
 MODEL_FIX = "choose another base model or region (tuneport models), or another provider (tuneport plan --provider all)"
 CLOSED_FIX = "ask AWS support to open Bedrock for it, or move the job: tuneport plan --provider all shows who takes it"
 QUOTA_FIX = "ask for a higher quota (Service Quotas, Amazon Bedrock), or wait until a running job ends; a new account may have 0"
-
-_LONGEST = 350
-"""Characters of a vendor's message that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +218,7 @@ def mapped(error: BaseException) -> TuneportError:
         return mapped(inner)  # they wrap what really happened
     names = {kind.__name__: kind for kind in type(error).__mro__}
     if "SSLError" in names:
-        return _certificate(str(error))
+        return certificate(str(error), "AWS", "AWS_CA_BUNDLE")
     meaning = next((CLASSES[name] for name in names if name in CLASSES), None)
     if meaning is None:
         return _made(_Meaning("transient", "AWS's SDK failed in a way unknown to tuneport", LATER_FIX), f"{type(error).__name__}: {error}")
@@ -250,15 +247,15 @@ def _answered(response: Mapping[str, Any]) -> TuneportError:
     metadata = response.get("ResponseMetadata") or {}
     status = int(metadata.get("HTTPStatusCode") or 0)
     headers = metadata.get("HTTPHeaders") or {}
-    if message.lstrip()[:15].lower().startswith(("<!doctype", "<html")):
+    if is_page("", message):
         what = f"a web page came back in place of AWS's answer (HTTP {status}), from a proxy or gateway in between"
         return ProviderError(what, fix=NETWORK_FIX, retry="no" if 400 <= status < 500 and status not in (408, 429) else "transient")
     if not code.isdigit() and code not in CODES and "." in code:
         code = code.rpartition(".")[2]  # EventStreamError and some services qualify their codes
     meaning = _KMS if code.startswith("KMS") else CODES.get(code) or _by_status(status)
-    said = ", ".join(part for part in (_brief(message), code if code and not code.isdigit() else f"HTTP {status or code}") if part)
+    said = ", ".join(part for part in (brief(message), code if code and not code.isdigit() else f"HTTP {status or code}") if part)
     if meaning.kind not in _REFUSALS:
-        return _made(meaning, said, _retry_after(headers))
+        return _made(meaning, said, retry_after(headers))
     action = _ACTION.search(message)
     if action:
         where = f" on {action['resource'].rstrip('.,')}" if action["resource"] else ""
@@ -277,7 +274,7 @@ def _by_status(status: int) -> _Meaning:
 
 
 def _made(meaning: _Meaning, said: str, retry_after: float | None = None) -> TuneportError:
-    what = _sentence(meaning.what, _brief(said))
+    what = _sentence(meaning.what, brief(said))
     match meaning.kind:
         case "credentials":
             return CredentialsError(what, fix=meaning.fix)
@@ -294,25 +291,5 @@ def _made(meaning: _Meaning, said: str, retry_after: float | None = None) -> Tun
     return ProviderError(what, fix=meaning.fix)
 
 
-def _certificate(text: str) -> ProviderError:
-    """The connection was never made, so nothing took effect; trying again would change nothing."""
-    if "not yet valid" in text or "has expired" in text:
-        return ProviderError("the certificate that AWS shows is out of date by this machine's clock", fix=CLOCK_FIX, retry="no")
-    fix = "a proxy that opens TLS needs its own authority: set AWS_CA_BUNDLE to its certificate"
-    return ProviderError(_sentence("the certificate shown for AWS is not trusted", _brief(text)), fix=fix, retry="no")
-
-
 def _sentence(what: str, said: str) -> str:
     return f"{what} ({said})" if said else what
-
-
-def _brief(said: str) -> str:
-    text = " ".join(said.replace("<", "").replace(">", "").split())
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-
-
-def _retry_after(headers: Mapping[str, Any]) -> float | None:
-    try:
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        return None

@@ -13,15 +13,10 @@ Sources: fireworks-ai 1.2.28, ``_exceptions.py``; fw-ai/cookbook, error referenc
 
 from __future__ import annotations
 
-import ssl
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
-
-LONGEST_MESSAGE = 400
-"""Characters of a vendor's message that are passed on."""
+from tuneport.providers.answers import brief, is_page, retry_after, unreachable
 
 _MOVE = "see where else this job can run: tuneport plan --provider all"
 _AGAIN = "try again; what was begun stands in the ledger, so nothing is lost"
@@ -56,17 +51,17 @@ def mapped(error: BaseException) -> TuneportError:
     if isinstance(error, (fireworks.APITimeoutError, httpx.TimeoutException)):
         return ProviderError("Fireworks did not answer in time", fix=_AGAIN)
     if isinstance(error, (fireworks.APIConnectionError, httpx.HTTPError, ConnectionError)):
-        return _unreachable(error)
+        return unreachable(error, "Fireworks", "FIREWORKS_BASE_URL")
     if isinstance(error, DatasetUploadError):
-        return ProviderError(f"the rows cannot be uploaded to Fireworks ({_short(error)})", fix="upload them with firectl", retry="no")
+        return ProviderError(f"the rows cannot be uploaded to Fireworks ({brief(error)})", fix="upload them with firectl", retry="no")
     if isinstance(error, (ValueError, httpx.StreamError)):
-        return ProviderError(f"Fireworks' answer cannot be read ({_short(error)})", fix=_AGAIN)
-    return ProviderError(f"the call to Fireworks failed ({type(error).__name__}: {_short(error)})", fix=_AGAIN)
+        return ProviderError(f"Fireworks' answer cannot be read ({brief(error)})", fix=_AGAIN)
+    return ProviderError(f"the call to Fireworks failed ({type(error).__name__}: {brief(error)})", fix=_AGAIN)
 
 
 def unreadable(status: int, body: object) -> ProviderError:
     """The error for an answer that is not what Fireworks sends: a proxy's HTML page, or JSON that is cut off."""
-    if _is_html(body):
+    if is_page("", str(body)):
         what = f"a web page came back in place of Fireworks' answer (status {status}); a proxy or a login page stands in between"
         return ProviderError(what, fix="check HTTPS_PROXY, FIREWORKS_BASE_URL and the network")
     return ProviderError(f"Fireworks' answer is not valid JSON (status {status})", fix=_AGAIN)
@@ -79,12 +74,11 @@ def vendor_message(body: object) -> str:
         if not isinstance(found, dict):
             break
         found = next((found[key] for key in ("error", "message", "detail") if found.get(key)), "")
-    text = " ".join(str(found or "").split())
-    return (text[:LONGEST_MESSAGE] + "..." if len(text) > LONGEST_MESSAGE else text).rstrip(". ")
+    return brief(found or "").rstrip(". ")
 
 
 def _by_status(status: int, body: object, headers: dict[str, str]) -> TuneportError:
-    if _is_html(body):
+    if is_page("", str(body)):
         return unreadable(status, body)
     message = vendor_message(body) or "no reason given"
     low = f"{message} {_code(body)}".lower()
@@ -97,12 +91,12 @@ def _by_status(status: int, body: object, headers: dict[str, str]) -> TuneportEr
         return CredentialsError(f"the key in FIREWORKS_API_KEY may not do this ({message})", fix=fix)
     if status == 429:
         what = f"Fireworks asks to slow down, or the account's quota is used up ({message})"
-        return ProviderError(what, fix="try again later", retry="rate_limit", retry_after=_retry_after(headers))
+        return ProviderError(what, fix="try again later", retry="rate_limit", retry_after=retry_after(headers))
     if status == 503 and "deployment_scaling_up" in low:
         what = "the deployment is waking up (DEPLOYMENT_SCALING_UP)"
-        return ProviderError(what, fix="ask again in some minutes", retry_after=_retry_after(headers))
+        return ProviderError(what, fix="ask again in some minutes", retry_after=retry_after(headers))
     if status in (408, 425) or status >= 500:
-        return ProviderError(f"Fireworks failed with status {status} ({message})", fix=_AGAIN, retry_after=_retry_after(headers))
+        return ProviderError(f"Fireworks failed with status {status} ({message})", fix=_AGAIN, retry_after=retry_after(headers))
     if status == 413:
         return ProviderError(f"Fireworks finds the file too large ({message})", fix="send fewer or shorter rows", retry="no")
     if status == 404:
@@ -113,43 +107,6 @@ def _by_status(status: int, body: object, headers: dict[str, str]) -> TuneportEr
     return ProviderError(f"Fireworks refuses this with status {status} ({message})", fix=advice, retry="no")
 
 
-def _unreachable(error: BaseException) -> ProviderError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            fix = "set this machine's clock right, or make the proxy's certificate known (SSL_CERT_FILE)"
-            # The connection was never made, so nothing took effect; trying again would change nothing.
-            return ProviderError(f"Fireworks' certificate is not accepted ({cause.verify_message})", fix=fix, retry="no")
-        cause = cause.__cause__ or cause.__context__
-    reason = _short(error.__cause__ or error)
-    return ProviderError(f"Fireworks cannot be reached ({reason})", fix="check the network, HTTPS_PROXY and FIREWORKS_BASE_URL")
-
-
-def _retry_after(headers: dict[str, str]) -> float | None:
-    """Seconds that the vendor asks to wait: ``retry-after-ms``, or ``retry-after`` in seconds or as a date."""
-    try:
-        if "retry-after-ms" in headers:
-            return max(float(headers["retry-after-ms"]) / 1000, 0.0)
-        value = headers.get("retry-after", "")
-        if not value:
-            return None
-        if value.replace(".", "", 1).isdigit():
-            return float(value)
-        at = parsedate_to_datetime(value)
-        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)  # by the vendor's own clock
-        return max((at - now).total_seconds(), 0.0)
-    except (ValueError, TypeError):
-        return None
-
-
 def _code(body: object) -> str:
     error = body.get("error") if isinstance(body, dict) else None
     return str((error if isinstance(error, dict) else {}).get("code") or "")
-
-
-def _is_html(body: object) -> bool:
-    return isinstance(body, str) and body.lstrip()[:200].lower().startswith(("<!doctype html", "<html"))
-
-
-def _short(error: BaseException) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:LONGEST_MESSAGE]

@@ -24,9 +24,10 @@ from tuneport.core.data.facts import JobData
 from tuneport.core.errors import MissingExtraError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.options import OpenAIOptions
-from tuneport.core.plan import FieldOutcome, Plan, PlanWarning
+from tuneport.core.plan import Plan
 from tuneport.core.provider import ChatReply, ChatRequest, Deployer, OnProgress, OpenRows, not_offered
 from tuneport.core.spec import JobSpec
+from tuneport.providers.exchange import filled, refused, warned
 from tuneport.providers.openai.address import Address, split
 from tuneport.providers.openai.chat import Chat, UnknownModelError
 from tuneport.providers.openai.compile import compile_plan
@@ -100,7 +101,7 @@ class OpenAIProvider:
         """POST /fine_tuning/jobs, sent once: the SDK's own retries are off."""
         address = Address.of_plan(plan)
         self._check_open(plan, address)
-        body = _with_files(plan.payload, files)
+        body: dict[str, Any] = filled(plan.payload, files, "OpenAI")
         body["metadata"] = {**(body.get("metadata") or {}), METADATA_KEY: key}
         with self._client(address) as client, translated("to create the job", address.service):
             return self._seen(client.fine_tuning.jobs.with_raw_response.create(**body), address)
@@ -177,7 +178,7 @@ class OpenAIProvider:
             with self._client(address) as client:
                 return self._checked(plan, client, address)
         except TuneportError as error:
-            return _warned(plan, "online", f"{address.service} could not be asked: {error}")
+            return warned(plan, "online", f"{address.service} could not be asked: {error}")
 
     # Steering a job
 
@@ -322,10 +323,10 @@ class OpenAIProvider:
         except ProviderError as error:
             if not isinstance(error.__cause__, openai.NotFoundError):
                 raise
-            plan = _refused_model(plan, f"{address.service} shows no model {plan.vendor_model} to this account")
+            plan = refused(plan, {"model": f"{address.service} shows no model {plan.vendor_model} to this account"})
         if address.is_openai and next(self._jobs(client, address, 1), None) is None:
-            plan = _warned(plan, "account", f"this account shows no earlier fine-tuning job, so OpenAI will likely refuse: {WHO_MAY}")
-        return _warned(plan, "online", f"{address.service} has no call that tells prices or limits; those of the catalogue hold")
+            plan = warned(plan, "account", f"this account shows no earlier fine-tuning job, so OpenAI will likely refuse: {WHO_MAY}")
+        return warned(plan, "online", f"{address.service} has no call that tells prices or limits; those of the catalogue hold")
 
     def _own_files(self, client: OpenAI, job: Any, address: Address) -> Iterator[str]:
         """The result files, and the training files whose names say that they were uploaded for this job alone."""
@@ -361,12 +362,6 @@ def _offering(model: str) -> Offering | None:
     return next((offering for offering in catalogue.models() if offering.provider == "openai" and offering.model == name), None)
 
 
-def _with_files(payload: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, Any]:
-    """The payload with file ids in the places that the compiler left for them."""
-    places = {f"${{upload:{role}}}": file_id for role, file_id in files.items()}
-    return {key: places.get(value, value) if isinstance(value, str) else value for key, value in payload.items()}
-
-
 def _key_of(job: Any) -> str | None:
     metadata = getattr(job, "metadata", None)
     found = metadata.get(METADATA_KEY) if isinstance(metadata, Mapping) else None
@@ -400,12 +395,3 @@ def _there(call: Callable[[str], Any], name: str) -> bool:
     except openai.NotFoundError:
         return False
     return True
-
-
-def _warned(plan: Plan, code: str, message: str) -> Plan:
-    return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code=code, message=message))})
-
-
-def _refused_model(plan: Plan, reason: str) -> Plan:
-    refused = [FieldOutcome(path="model", outcome="refused", value=o.value, note=reason) if o.path == "model" else o for o in plan.outcomes]
-    return plan.model_copy(update={"outcomes": tuple(refused)})

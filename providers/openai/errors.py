@@ -3,6 +3,7 @@
 | met                                                         | becomes                       |
 | ----------------------------------------------------------- | ----------------------------- |
 | no connection, timeout, 408, 409, 425, 5xx                  | ProviderError, transient      |
+| a certificate that is not accepted (clock, proxy)           | ProviderError, no             |
 | an answer that is HTML, cut off, or not what was asked for  | ProviderError, transient      |
 | 429                                                         | ProviderError, rate limit     |
 | 429 because the account has no credit                       | ProviderError, no             |
@@ -17,14 +18,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from tuneport.core.errors import CredentialsError, ProviderError, TuneportError, VendorClosedError
+from tuneport.providers.answers import brief, is_page, retry_after, unreachable
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 WAY_OUT = "move the job to a provider that is open: tuneport plan --provider all"
@@ -33,8 +32,6 @@ WHO_MAY = (
     " jobs; the last day is 2027-01-06"
 )
 """Source: OpenAI, Deprecations, section on self-serve fine-tuning (vendor survey of 2026-11-22)."""
-
-_LONGEST_QUOTE = 300
 
 _CLOSED = frozenset({"training_not_available"})
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
@@ -62,14 +59,14 @@ def mapped(error: Exception, call: str = "to answer", service: str = "OpenAI") -
         case openai.APITimeoutError():
             return ProviderError(f"{service} was asked {call} and did not answer in time", fix="try again; nothing is lost")
         case openai.APIConnectionError():
-            return _no_connection(error, call, service)
+            return unreachable(error, service, "OPENAI_BASE_URL")
         case openai.APIResponseValidationError():
             return unreadable(call, service)
         case openai.APIStatusError():
             return _refused(error, call, service)
         case ValueError() if not isinstance(error, openai.InvalidWebhookSignatureError):
             return unreadable(call, service)
-    what = f"{service} was asked {call}, and its SDK failed: {type(error).__name__}: {_quote(str(error))}"
+    what = f"{service} was asked {call}, and its SDK failed: {type(error).__name__}: {brief(str(error))}"
     return ProviderError(what, fix="update it with: pip install -U openai", retry="no")
 
 
@@ -99,26 +96,11 @@ def closed(what: str) -> VendorClosedError:
     return VendorClosedError(what, fix=WAY_OUT)
 
 
-def _no_connection(error: Exception, call: str, service: str) -> ProviderError:
-    causes = list(_causes(error))
-    if any(isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause) for cause in causes):
-        reason = next(str(cause) for cause in causes if "CERTIFICATE" in str(cause).upper())
-        return ProviderError(
-            f"the TLS certificate of {service} is not accepted here ({_quote(reason)})",
-            fix="check this machine's clock, and whether a proxy replaces certificates (SSL_CERT_FILE)",
-        )
-    reason = _quote(str(causes[-1]) or type(causes[-1]).__name__)
-    return ProviderError(
-        f"{service} was asked {call} and cannot be reached ({reason})",
-        fix="check the network, HTTPS_PROXY and OPENAI_BASE_URL, then try again",
-    )
-
-
 def _refused(error: Any, call: str, service: str) -> TuneportError:
     status, code = int(error.status_code), error.code or ""
-    if (isinstance(error.body, str) and "<" in error.body) or "html" in error.response.headers.get("content-type", ""):
+    if is_page(error.response.headers.get("content-type", ""), error.body if isinstance(error.body, str) else ""):
         return _page(status, call, service)
-    said = f"{status}{f' {code}' if code else ''}: {_quote(_message(error))}"
+    said = f"{status}{f' {code}' if code else ''}: {brief(_message(error))}"
     if code in _CLOSED:
         return closed(f"{service} takes no fine-tuning jobs from this account ({said}); {WHO_MAY}")
     if code in _NO_CREDIT:
@@ -133,9 +115,8 @@ def _refused(error: Any, call: str, service: str) -> TuneportError:
         fix = "use a key with the right for fine-tuning, models and files in this project, or another project (OPENAI_PROJECT_ID)"
         return CredentialsError(f"the key lacks the right {call} at {service} ({said})", fix=fix)
     if status == 429:
-        return ProviderError(
-            f"{service} asks to slow down ({said})", fix="it is tried again later", retry="rate_limit", retry_after=_retry_after(error)
-        )
+        pause = retry_after(error.response.headers)
+        return ProviderError(f"{service} asks to slow down ({said})", fix="it is tried again later", retry="rate_limit", retry_after=pause)
     if status >= 500 or status in _AGAIN:
         return ProviderError(f"{service} was asked {call} and failed ({said})", fix="try again; nothing is lost")
     return ProviderError(f"{service} was asked {call} and refuses ({said})", fix=_remedy(status, code, error.param), retry="no")
@@ -167,31 +148,3 @@ def _message(error: Any) -> str:
         found = inner if isinstance(inner, Mapping) else body
         return str(found.get("message") or "no reason given")
     return str(body or "no reason given")
-
-
-def _quote(text: str) -> str:
-    line = " ".join(text.replace("<", " ").replace(">", " ").split()).rstrip(".")
-    return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 3] + "..."
-
-
-def _retry_after(error: Any) -> float | None:
-    """Seconds that the vendor asks to wait: retry-after-ms, or Retry-After in seconds or as a date."""
-    headers = error.response.headers
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    try:
-        until = parsedate_to_datetime(headers["retry-after"])
-        sent = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
-    except (KeyError, ValueError):
-        return None
-    return max(0.0, (until - sent).total_seconds())
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__

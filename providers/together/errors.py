@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import json
 import re
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from tuneport.core.errors import CredentialsError, DataError, ProviderError, TuneportError, VendorClosedError
+from tuneport.providers.answers import CLOCK_FIX, brief, is_page, retry_after, unreachable
 
 if TYPE_CHECKING:
     import together
@@ -31,14 +30,8 @@ KEY_VARIABLE = "TOGETHER_API_KEY"
 KEY_FIX = f"set {KEY_VARIABLE} to a key of the account that is meant (api.together.ai, Settings, API keys)"
 CLOSED_CODE = "training_not_available"
 CLOSED_FIX = "move the job: tuneport plan --provider all shows who takes it, and at what price"
-CLOCK_FIX = "set this machine's clock (date and time zone), then try again"
 PROXY_FIX = "sign in to the network, or check HTTPS_PROXY and TOGETHER_BASE_URL"
 LATER_FIX = "try again later; status.together.ai shows disturbances"
-
-_LONGEST = 400
-"""Characters of a vendor's message that are kept."""
-_DEEPEST = 10
-"""Causes of a broken connection that are looked at."""
 
 _NOT_TUNABLE = re.compile(r"model.{0,120}\b(?:not|isn't|no longer)\b.{0,40}\b(?:support|avail|tunable|fine-?tun|exist|found)", re.I | re.S)
 _FILE_GONE = re.compile(r"\bfile.{0,80}\b(?:not found|does not exist|doesn't exist|expired|deleted|no such)", re.I | re.S)
@@ -80,11 +73,11 @@ def mapped(error: BaseException) -> TuneportError:
     if isinstance(error, (together.APITimeoutError, httpx.TimeoutException)):
         return ProviderError("Together did not answer in time", fix=LATER_FIX)
     if isinstance(error, (together.APIConnectionError, httpx.HTTPError)):
-        return _unreachable(error)
+        return unreachable(error, "Together", "TOGETHER_BASE_URL")
     if isinstance(error, httpx.InvalidURL):
-        return ProviderError(f"Together's address is not valid ({_brief(error)})", fix="check TOGETHER_BASE_URL", retry="no")
+        return ProviderError(f"Together's address is not valid ({brief(error)})", fix="check TOGETHER_BASE_URL", retry="no")
     if isinstance(error, together.FileTypeError):
-        return DataError(f"Together does not take the file ({_brief(error)})", fix="train on fewer or shorter rows")
+        return DataError(f"Together does not take the file ({brief(error)})", fix="train on fewer or shorter rows")
     if isinstance(error, FileAlreadyExistsError):
         return ProviderError(f"Together already holds this file as {error.file_id}", fix="submit again; the file is then used", retry="no")
     if isinstance(error, together.APIResponseValidationError):
@@ -93,14 +86,14 @@ def mapped(error: BaseException) -> TuneportError:
         return CredentialsError(f"{KEY_VARIABLE} is not set", fix=KEY_FIX)
     if isinstance(error, ValueError):  # JSON that is cut off
         return unreadable("application/json", str(error))
-    return ProviderError(f"Together's SDK failed ({type(error).__name__}: {_brief(error)})", fix=LATER_FIX)
+    return ProviderError(f"Together's SDK failed ({type(error).__name__}: {brief(error)})", fix=LATER_FIX)
 
 
 def unreadable(content_type: str, text: str) -> ProviderError:
     """The error for an answer that is no JSON. Transient: it does not say whether the request took effect."""
-    if _is_page(content_type, text):
+    if is_page(content_type, text):
         return ProviderError("something between here and Together answered with a web page in its place", fix=PROXY_FIX)
-    return ProviderError(f"Together's answer cannot be read ({_brief(text) or 'it is empty'})", fix=LATER_FIX)
+    return ProviderError(f"Together's answer cannot be read ({brief(text) or 'it is empty'})", fix=LATER_FIX)
 
 
 def lacks_endpoint(error: BaseException) -> bool:
@@ -117,7 +110,7 @@ def _by_status(error: together.APIStatusError) -> TuneportError:
     status = error.status_code
     message, code = _said(error)
     said = f"{status}: {message}" if message else str(status)
-    if status == 407 or _is_page(error.response.headers.get("content-type", ""), _text(error)):
+    if status == 407 or is_page(error.response.headers.get("content-type", ""), _text(error)):
         what = f"something between here and Together answered with a web page in its place (status {status})"
         return ProviderError(what, fix=PROXY_FIX, retry="no" if 400 <= status < 500 and status not in (408, 429) else "transient")
     if CLOSED_CODE in (code, message) or CLOSED_CODE in message:
@@ -136,8 +129,8 @@ def _by_status(error: together.APIStatusError) -> TuneportError:
         case 413:
             return ProviderError(f"the file is too large for Together ({said})", fix="train on fewer or shorter rows", retry="no")
         case 429:
-            fix = "wait, or ask Together for a higher rate"
-            return ProviderError(f"Together asks to slow down ({said})", fix=fix, retry="rate_limit", retry_after=_retry_after(error))
+            fix, pause = "wait, or ask Together for a higher rate", retry_after(error.response.headers)
+            return ProviderError(f"Together asks to slow down ({said})", fix=fix, retry="rate_limit", retry_after=pause)
         case 408:
             return ProviderError(f"Together gave up waiting for the request ({said})", fix=LATER_FIX)
     if 400 <= status < 500:
@@ -163,62 +156,16 @@ def _refusal(status: int, message: str, said: str) -> ProviderError:
     return ProviderError(f"Together {what} ({said})", fix=fix, retry="no")
 
 
-def _unreachable(error: BaseException) -> ProviderError:
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and len(chain) < _DEEPEST:
-        chain.append(cause)
-    for cause in reversed(chain):  # the innermost knows most
-        if isinstance(cause, ssl.SSLCertVerificationError) or "CERTIFICATE_VERIFY_FAILED" in str(cause):
-            return _certificate(cause)
-    why = _brief(chain[-1]) or type(chain[-1]).__name__
-    return ProviderError(f"Together cannot be reached ({why})", fix="check the network, HTTPS_PROXY and TOGETHER_BASE_URL")
-
-
-def _certificate(error: BaseException) -> ProviderError:
-    """The connection was never made, so nothing took effect; trying again would change nothing."""
-    text = str(error)
-    if "not yet valid" in text or "has expired" in text:
-        what = "the certificate that Together shows is out of date by this machine's clock"
-        return ProviderError(what, fix=CLOCK_FIX, retry="no")
-    fix = "a proxy that opens TLS needs its own authority: set SSL_CERT_FILE to its certificate"
-    return ProviderError(f"the certificate shown for Together is not trusted ({_brief(text)})", fix=fix, retry="no")
-
-
 def _said(error: together.APIStatusError) -> tuple[str, str]:
     """(message, code) of an error body, in either form that Together uses: {"error": {...}} or {"message": ...}."""
     body: Any = error.body
     if isinstance(body, Mapping):
         inner = body.get("error", body)
         if isinstance(inner, Mapping):
-            return _brief(inner.get("message") or ""), str(inner.get("code") or inner.get("type") or "")
-        return _brief(inner), str(body.get("code") or "")
-    return _brief(body or ""), ""
+            return brief(inner.get("message") or ""), str(inner.get("code") or inner.get("type") or "")
+        return brief(inner), str(body.get("code") or "")
+    return brief(body or ""), ""
 
 
 def _text(error: together.APIStatusError) -> str:
     return error.body if isinstance(error.body, str) else ""
-
-
-def _is_page(content_type: str, text: str) -> bool:
-    return "html" in content_type.lower() or text.lstrip()[:15].lower().startswith(("<!doctype", "<html"))
-
-
-def _brief(said: object) -> str:
-    text = " ".join(str(said).split())
-    return text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
-
-
-def _retry_after(error: together.APIStatusError) -> float | None:
-    """Seconds from the headers Retry-After-Ms or Retry-After (a number, or a date by the vendor's own clock)."""
-    headers = error.response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
-        pass
-    try:
-        asked, now = parsedate_to_datetime(headers["retry-after"]), parsedate_to_datetime(headers["date"])
-    except (KeyError, ValueError):
-        return None
-    return max(0.0, (asked - now).total_seconds())
