@@ -118,6 +118,12 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         f"{metric} against a bar of {bar}; run another pilot with more data or a larger base model.",
         ("find_offer", "no-measured-offer"): "Find a place to run it first: the tuned model is good enough, but no open offer with a known "
         "price serves it.",
+        ("find_offer", "no-pilot-outlives-todays"): f"Find a place that lasts first: every open offer ends with {facts['incumbent']} on "
+        f"{facts['incumbent_ends']}, so a pilot there would tune a model that ends with it.",
+        ("find_offer", "offer-ends-with-todays"): f"Find a place that lasts first: the tuned model gains {gain}, but ends on "
+        f"{facts['inference_ends']}, no later than {facts['incumbent']}.",
+        ("pilot", "offer-ends-with-todays"): f"Run one pilot where the model lasts: tune {where} {_money(offer)} and measure it; the tuned "
+        f"model that was measured gains {gain}, but ends on {facts['inference_ends']}, no later than {facts['incumbent']}.",
         ("fine_tune", "gain-shown"): f"Fine-tune {where}: {metric} rises by {gain} over the best prompt, to "
         f"{_percent(facts['tuned_value'])} against a bar of {bar}.",
     }  # fmt: skip
@@ -246,7 +252,11 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
             else f"Measure it on the sealed test rows: it must reach {bar} {metric}, and the interval of its gain must lie above zero.",
             "Stop if it does not; decide again if it does.",
         ),
-        "find_offer": ("Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",),
+        "find_offer": (
+            f"Name a base model in the spec that serves beyond {facts['incumbent_ends']} (see tuneport models), and advise again."
+            if facts["outlives"] is False or facts["pilot_outlives"] is False
+            else "Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",
+        ),
         "route": (
             f"Send a tenth of the requests along {facts['route']} in the shadow of today's model for two weeks and compare (S0, S4).",
             "Switch over when the measured quality holds; keep today's model as the fallback.",
@@ -289,9 +299,10 @@ def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer |
     if verdict == "route":
         return (f"Back to today's model when {metric} on 200 fresh, labelled rows falls below {bar}, or the price of the route rises.",)
     if verdict == "fine_tune" or (verdict == "migrate" and offer):
+        turn = "Back to the prompt" if verdict == "fine_tune" else "Try another place or model"
         criteria = [
-            f"Back to the prompt when {metric} on 200 fresh, labelled rows falls below {bar}.",
-            "Back to the prompt when the base suite loses more than 5 % (S4).",
+            f"{turn} when {metric} on 200 fresh, labelled rows falls below {bar}.",
+            f"{turn} when the general suite loses more than 5 % (S4).",
         ]
         money = offer.economics if offer else None
         if money and money.break_even_volume.p50:

@@ -78,7 +78,7 @@ def decide(situation: Situation) -> Decision:
         confidence=confidence,
         trace=trace,
         doubts=doubts,
-        options=options_of(row.verdict, lines, facts, choose_offer(offers)),
+        options=options_of(row.verdict, lines, facts, choose_offer(offers, situation.leaving)),
         next_steps=next_steps_of(row.verdict, facts, offer, intake, situation.pilot),
         kill_criteria=kill_criteria_of(row.verdict, facts, offer, intake),
         would_change=changes,
@@ -122,7 +122,7 @@ def turning_points(facts: Mapping[str, Fact], verdict: Verdict) -> list[str]:
 
 def _offer_for(verdict: Verdict, cause: str, situation: Situation) -> Offer | None:
     if verdict == "fine_tune" or (verdict == "migrate" and cause == "gain-shown"):
-        return choose_offer(situation.offers)
+        return choose_offer(situation.offers, situation.leaving)
     if verdict == "pilot" and situation.pilot is not None:
         return next(o for o in situation.offers if situation.pilot and o.id == situation.pilot.offer)
     return None

@@ -51,7 +51,7 @@ def pilot_of(
     scores, clusters = np.array([a.scores[metric] for a in answered]), clusters_of(a.row for a in answered)
     n = len(scores)
     counted = effective_rows(scores.tolist(), clusters) if clusters else n
-    usd, basis = _price(candidate, drivers, n)
+    usd, basis = _price(candidate, drivers, len(baseline.answers))
     binary = bool(np.isin(scores, (0, 1)).all()) and n > 0
     needed = math.ceil(_needed(counted, round(scores.mean() * counted), bar) * n / counted - 1e-9) if binary else None
     rng = np.random.default_rng(seed)
@@ -73,7 +73,7 @@ def pilot_of(
         offer=candidate.offer.id,
         usd=usd,
         basis=basis,
-        rows=n,
+        rows=len(baseline.answers),
         must_show=show,
         needed=needed,
         p_shows=chance,

@@ -16,7 +16,7 @@ from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import CHANGE_MONTHS, Intake
 from tuneport.advisor.measurement import Arm, Comparison, Estimate, Measurement
 from tuneport.advisor.methods import LORA_GB_PER_BILLION
-from tuneport.advisor.offers import Offer, choose_offer
+from tuneport.advisor.offers import Offer, choose_offer, outlives
 from tuneport.advisor.pricing import Desk
 from tuneport.advisor.routing import VALIDITY_METRICS, Route
 from tuneport.advisor.rules import Fact
@@ -69,10 +69,21 @@ class Situation:
     switching: Sequence[str] = field(default=())  # which values of which input would turn the money round
 
     @property
+    def leaving(self) -> date | None:
+        """The day on which today's model ends, where that is within the horizon."""
+        return leaving_on(self.intake, self.incumbent, self.today)
+
+    @property
     def training_rows(self) -> int | None:
         """Rows of the spec; without one, what the decision file states."""
         rows = next((u.rows for p in self.plans for u in p.uploads if u.role == "train"), None)
         return rows if rows is not None else self.intake.data.labelled_rows
+
+
+def leaving_on(intake: Intake, incumbent: Offering | None, today: date) -> date | None:
+    """The day on which today's model ends, where that is within the horizon."""
+    ends = incumbent.lifetime.inference_ends if incumbent else None
+    return ends if economic_months(intake.horizon_months, ends, today) < intake.horizon_months else None
 
 
 def pick_arms(intake: Intake, measurement: Measurement | None, desk: Desk) -> Arms:
@@ -112,12 +123,12 @@ def pick_arms(intake: Intake, measurement: Measurement | None, desk: Desk) -> Ar
 def gather_facts(situation: Situation) -> dict[str, Fact]:
     """Every fact that the rules may ask for, under its name; None where it is not known."""
     intake, measurement, arms, offers = situation.intake, situation.measurement, situation.arms, situation.offers
-    incumbent, today = situation.incumbent, situation.today
+    incumbent = situation.incumbent
     metric = intake.quality.metric
     prompted = [a for a in measurement.arms if a.kind == "prompted"] if measurement else []
     measured_metrics = sorted({m for a in measurement.arms for m in a.metrics}) if measurement else []
     static = intake.tokens.static.high
-    chosen = choose_offer(offers)
+    chosen = choose_offer(offers, situation.leaving)
     backed = chosen if chosen and chosen.quality != "not measured" else None
     money = backed.economics if backed else None
     ends = incumbent.lifetime.inference_ends if incumbent else None
@@ -149,7 +160,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "incumbent": f"{intake.incumbent.provider} {intake.incumbent.model}",
         "incumbent_measured": arms.incumbent_measured if measurement else None,
         "incumbent_ends": ends.isoformat() if ends else None,
-        "incumbent_ends_inside": economic_months(intake.horizon_months, ends, today) < intake.horizon_months if incumbent else None,
+        "incumbent_ends_inside": situation.leaving is not None if incumbent else None,
         "tuned_measured": arms.tuned is not None,
         "tuned_arms": sum(a.kind == "tuned" for a in measurement.arms) if measurement else 0,
         "tuned_provider": arms.tuned.provider if arms.tuned else None,
@@ -182,6 +193,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "offer": backed.id if backed else None,
         "measured_elsewhere": backed.quality != "measured" if backed else None,
         "inference_ends": backed.inference_ends.isoformat() if backed and backed.inference_ends else None,
+        "outlives": outlives(backed, situation.leaving) if backed else None,
         "ends_inside": money.months < intake.horizon_months if money else None,
         "stale_prices": sum(bool(p.stale) for p in backed.prices) if backed else None,
         "p_saves": money.p_saves if money else None,
@@ -295,9 +307,12 @@ def _route_facts(situation: Situation) -> dict[str, Fact]:
 def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
     """Facts of the experiment and the learning curve, and of the offer that would be taken or piloted."""
     pilot, curve, offers = situation.pilot, situation.curve, situation.offers
-    place = backed or next((o for o in offers if pilot and o.id == pilot.offer), None)
+    piloted = next((o for o in offers if pilot and o.id == pilot.offer), None)
+    place = backed or piloted
     elsewhere = place is not None and place.provider != "local" and bool(situation.intake.privacy.regions) and not place.regions
     return {
+        "pilot_offer": piloted.id if piloted else None,
+        "pilot_outlives": outlives(piloted, situation.leaving) if piloted else None,
         "pilot_worth_it": pilot.worth_it if pilot else None,
         "pilot_worth": pilot.worth_usd if pilot else None,
         "pilot_usd": pilot.usd.low if pilot and pilot.usd else None,
@@ -326,6 +341,6 @@ def _unanswered(arms: Arms) -> float | None:
 
 def _p_text(comparison: Comparison | None) -> str:
     if comparison is None or comparison.p_value is None:
-        return "no exact test for this metric"
-    p = comparison.p_value
-    return f"exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"
+        return "no test for this metric"
+    p, test = comparison.p_value, comparison.test or ("exact McNemar" if comparison.only_baseline is not None else "two-sided")
+    return f"{test} p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}"

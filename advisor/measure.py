@@ -23,6 +23,7 @@ from tuneport.advisor.statistics import (
     holm,
     mcnemar_exact,
     newcombe_paired,
+    paired_t,
     power_statement,
 )
 from tuneport.advisor.suite import EvalSuite
@@ -36,7 +37,8 @@ def compare(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | None
     """Two arms on the same rows, as far as both have the metric there. Macro-F1 and clustered rows need the suite.
 
     Where rows hang together the interval and the test are cluster-robust. Else, where all scores are 0 or 1, the interval is
-    Newcombe's for paired proportions and McNemar's exact test is added; otherwise a paired bootstrap. With a ``margin`` the comparison says
+    Newcombe's for paired proportions and the test McNemar's exact one; otherwise (graded scores, means over repeats) they are a paired
+    bootstrap and Student's paired t. With a ``margin`` the comparison says
     whether the challenger is no worse than that (the whole interval lies above -margin).
     Raises UsageError when the arms do not fit each other or lack the metric.
     """
@@ -60,7 +62,8 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
         if suite is None:
             raise UsageError("comparing macro-F1 needs the suite", fix="pass the suite that the arms ran on")
         before, after = answered_labels(suite.scorer, baseline.answers), answered_labels(suite.scorer, challenger.answers)
-        return Comparison(**names, difference=bootstrap_macro_f1_difference(expected_labels(suite), before, after, suite.clusters))
+        interval, p_value = bootstrap_macro_f1_difference(expected_labels(suite), before, after, suite.clusters)
+        return Comparison(**names, difference=interval, p_value=p_value, test="bootstrap")
     rows = _common_rows(baseline, challenger, metric)
     if not rows:
         raise UsageError(f"{metric!r} is no mean over rows, so two arms are not compared on it", fix="compare on a metric per row")
@@ -68,9 +71,9 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
     clusters = [suite.clusters[row] for row in rows] if suite is not None and suite.clusters else []
     if len(set(clusters)) < len(clusters):
         difference, p_value = clustered_difference(one, other, clusters)
-        return Comparison(**names, difference=difference, p_value=p_value)
+        return Comparison(**names, difference=difference, p_value=p_value, test="cluster-robust t")
     if not binary([*one, *other]):
-        return Comparison(**names, difference=bootstrap_mean_difference(one, other))
+        return Comparison(**names, difference=bootstrap_mean_difference(one, other), p_value=paired_t(one, other), test="paired t")
     pairs = list(zip(one, other, strict=True))
     only_one, only_other = pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))
     return Comparison(
@@ -79,6 +82,7 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
         only_baseline=only_one,
         only_challenger=only_other,
         p_value=mcnemar_exact(only_one, only_other),
+        test="exact McNemar",
     )
 
 

@@ -121,7 +121,8 @@ class Comparison(_Frozen):
     difference: Estimate
     only_baseline: int | None = None  # rows only the baseline got right (binary metrics)
     only_challenger: int | None = None
-    p_value: float | None = None  # two-sided: exact McNemar (binary metrics), or cluster-robust t
+    p_value: float | None = None  # two-sided
+    test: str = ""  # what gave the p-value, e.g. "exact McNemar"
     p_holm: float | None = None  # corrected for the number of pairs (primary metric only)
     margin: float | None = None  # the loss that is accepted, as a share (primary metric only)
     non_inferior: bool | None = None  # whether the whole interval lies above -margin

@@ -257,28 +257,34 @@ def _quality(desk: Desk, plan: Plan, tuned: Arm | None, base: str | None) -> Qua
     return "measured" if tuned.provider == plan.provider else "same model, measured elsewhere"
 
 
-def choose_offer(offers: Sequence[Offer]) -> Offer | None:
+def outlives(offer: Offer, leaving: date | None) -> bool:
+    """Is it a place to move to from a model that ends on ``leaving``? None: today's model stays."""
+    return leaving is None or offer.inference_ends is None or offer.inference_ends > leaving
+
+
+def choose_offer(offers: Sequence[Offer], leaving: date | None = None) -> Offer | None:
     """The offer whose money the report shows: a measured one if there is any, then the highest median net present value.
 
-    An offer that ends before it has paid back stands behind those that do not.
+    An offer that ends with today's model (on ``leaving``), or before it has paid back, stands behind those that do not.
     """
     priced = [o for o in offers if o.status == "open" and o.economics]
 
-    def rank(offer: Offer) -> tuple[bool, bool, float]:
+    def rank(offer: Offer) -> tuple[bool, bool, bool, float]:
         economics = offer.economics
         assert economics is not None  # noqa: S101 - filtered above
-        return offer.quality != "not measured", not dies(offer), economics.npv.p50 or 0.0
+        return offer.quality != "not measured", outlives(offer, leaving), not dies(offer), economics.npv.p50 or 0.0
 
     return max(priced, key=rank, default=None)
 
 
-def ranked(offers: Sequence[Offer]) -> tuple[Offer, ...]:
+def ranked(offers: Sequence[Offer], leaving: date | None = None) -> tuple[Offer, ...]:
     """Best first: open before unpriced before closed; then as ``choose_offer`` weighs them."""
 
-    def key(offer: Offer) -> tuple[int, bool, bool, float]:
+    def key(offer: Offer) -> tuple[int, bool, bool, bool, float]:
         middle = offer.economics.npv.p50 if offer.economics else None
         order = ("open", "unpriced", "closed").index(offer.status)
-        return order, offer.quality == "not measured", dies(offer), -(middle if middle is not None else float("-inf"))
+        worth = middle if middle is not None else float("-inf")
+        return order, offer.quality == "not measured", not outlives(offer, leaving), dies(offer), -worth
 
     return tuple(sorted(offers, key=key))
 

@@ -35,7 +35,7 @@ class Route(BaseModel):
     model: str
     kind: Literal["direct", "cascade"]
     quality: Estimate
-    ends: date | None  # the day on which its model stops answering, where that is known
+    ends: date | None  # the day on which the first of its models stops answering, where that is known
     passed_on: float  # share of requests that today's model answers
     usd_per_request: Percentiles | None
     saving_per_month: Percentiles | None  # USD, misses counted where they are priced
@@ -77,19 +77,23 @@ def _route(
     intake = desk.intake
     values, clusters = [scores[row] for row in sorted(scores)], measurement.clusters_of(sorted(scores))
     binary = set(values) <= {0.0, 1.0}
-    quality = wilson(int(sum(values)), len(values)) if binary else mean_interval(values)
-    if clusters:
+    if not values:  # F1 over all rows, say: no mean over rows
+        quality = arm.metrics[desk.intake.quality.metric]
+    elif clusters:
         quality = clustered_mean(values, clusters)
+    else:
+        quality = wilson(int(sum(values)), len(values)) if binary else mean_interval(values)
     money = _money(desk, scores, passed, measurement, side.terms, now.terms, current, shared, seed)
     unknown = [*side.unknown, *(f"today's {item}" for item in now.unknown)]
     if money is None and not unknown:
         unknown.append("a machine that is always on cannot be shared out over requests")
-    offering = desk.offering_of(arm.provider, arm.model)
+    served_by = [(arm.provider, arm.model)] + ([(intake.incumbent.provider, intake.incumbent.model)] if kind == "cascade" else [])
+    ends = [o.lifetime.inference_ends for p, m in served_by if (o := desk.offering_of(p, m)) and o.lifetime.inference_ends]
     then = f", then {intake.incumbent.model}" if kind == "cascade" else ""
     return Route(
         name=f"{arm.provider} {arm.model} ({arm.name}){then}",
         arm=arm.name, provider=arm.provider, model=arm.model, kind=kind, quality=quality, passed_on=passed,
-        ends=offering.lifetime.inference_ends if offering else None,
+        ends=min(ends, default=None),
         usd_per_request=percentiles(money[0]) if money else None,
         saving_per_month=percentiles(money[1]) if money else None,
         p_saves=float((money[1] > 0).mean()) if money else None,

@@ -251,8 +251,12 @@ def bootstrap_macro_f1_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
     alpha: float = ALPHA,
-) -> Estimate:
-    """Challenger's macro-F1 minus the baseline's on the same rows, by a paired bootstrap over rows or clusters."""
+) -> tuple[Estimate, float]:
+    """Challenger's macro-F1 minus the baseline's on the same rows, by a paired bootstrap over rows or clusters: (interval, p-value).
+
+    The p-value is twice the share of resamples on the other side of 0, the sample itself counted as one of them, so that it never falls
+    below 2 / (resamples + 1) (Davison and Hinkley, Bootstrap Methods, 1997, 4.2).
+    """
     n = _paired_rows(expected, baseline)
     _paired_rows(expected, challenger)
     cells, counts, labels, index = _cells(expected, baseline, challenger)
@@ -264,7 +268,15 @@ def bootstrap_macro_f1_difference(
     weights_of = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
     draws = np.concatenate([difference(chunk) for chunk in weights_of])
     value = float(difference(counts[None, :])[0])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    found = _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    beyond = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    return found, min(1.0, 2 * beyond / (len(draws) + 1))
+
+
+def paired_t(baseline: Sequence[float], challenger: Sequence[float]) -> float:
+    """The two-sided p-value of Student's paired t test that two arms' mean scores are equal; 1 where the differences have no spread."""
+    differences = [after - before for before, after in zip(baseline, challenger, strict=True)]
+    return _clustered(differences, range(len(differences)), ALPHA)[3]
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

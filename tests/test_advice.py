@@ -156,6 +156,7 @@ def test_what_is_not_in_the_format_is_passed_on() -> None:
     asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1", "arm": "few-shot"}, quality={"rejected_answer_usd": None})
     routes = {r.kind: r for r in advised(asked, measurement(big, small)).routes}
     cascade = routes["cascade"]
+    assert (str(cascade.ends), str(routes["direct"].ends)) == ("2027-01-14", "2027-01-14")
     assert cascade.passed_on == pytest.approx(100 / 300)
     assert cascade.quality.value == pytest.approx((180 + 90) / 300)  # its own 180, and today's model on the hundred others
     assert cascade.usd_per_request is not None
@@ -188,6 +189,27 @@ def test_an_ending_model_is_left_for_a_tuned_one_when_no_prompt_meets_the_bar() 
     assert report.decision.offer is not None
     assert report.decision.offer.startswith("local")
     assert report.decision.kill_criteria
+
+
+def test_nobody_is_moved_to_a_model_that_ends_with_todays() -> None:
+    """gpt-4.1 and gpt-4.1-mini end on one day: tuning the one is no way out of the other."""
+    today = {"provider": "openai", "model": "gpt-4.1", "arm": "few-shot"}
+    prompt = at_openai(300, 60, model="gpt-4.1")
+    good = arm("tuned", share(300, 270), kind="tuned", provider="openai", model="ft:gpt-4.1-mini-2025-04-14:acme::1")
+    ending, lasting = plan("openai", "gpt-4.1-mini"), plan("together", "qwen3.5-9b")
+    rich = intake(incumbent=today, volume_per_month=1_000_000)  # pays back within the 53 days that are left
+    alone = advised(rich, measurement(prompt, good), ending)
+    assert alone.offers[0].economics is not None and alone.offers[0].economics.p_pays_back > 0.9
+    assert alone.decision.verdict == "find_offer"
+    assert "2027-01-14" in alone.decision.sentence
+    assert any("serves beyond 2027-01-14" in step for step in alone.decision.next_steps)
+    beside = advised(rich, measurement(prompt, good), ending, lasting)
+    assert beside.decision.verdict == "pilot"
+    assert beside.decision.offer is not None and beside.decision.offer.startswith("together")
+    assert "where the model lasts" in beside.decision.sentence
+    untried = advised(rich, measurement(prompt), ending)
+    assert untried.decision.verdict == "find_offer"
+    assert advised(rich, measurement(prompt), ending, lasting).decision.offer == beside.decision.offer
 
 
 def test_a_good_prompt_on_an_ending_model_is_no_reason_to_do_nothing() -> None:
@@ -389,6 +411,19 @@ def test_a_suite_too_small_to_decide_is_told() -> None:
         assert f"{n} test rows decide nothing" in report.decision.sentence
 
 
+def test_a_metric_that_is_no_mean_over_rows_crashes_nothing() -> None:
+    """F1 over all rows has no score per row: no money for misses, no cascade, and the report says why."""
+    one, two = arm("few-shot", share(60, 20)), arm("other", share(60, 30), model="other")
+    f1 = [a.model_copy(update={"metrics": {**a.metrics, "macro_f1": a.metrics["exact_match"]}}) for a in (one, two)]
+    report = advised(intake(quality={"metric": "macro_f1"}), measurement(*f1))
+    assert report.routes[0].quality == two.metrics["exact_match"]
+    assert report.pilot is not None
+    assert report.pilot.rows == 60
+    assert report.offers[0].economics is not None
+    assert not report.offers[0].economics.misses_counted
+    assert "is no mean over rows" in render_markdown(report)
+
+
 def test_all_equal_scores_do_not_crash() -> None:
     for right in (0, 50):
         report = advised(intake(), measurement(arm("few-shot", share(50, right)), arm("tuned", share(50, right), kind="tuned")))
@@ -444,6 +479,42 @@ def test_the_volume_from_which_another_offer_is_better_is_named() -> None:
 
 
 # -- whatever is put in --------------------------------------------------------------------------------------------------
+
+
+def verdict_cases() -> dict[str, Report]:
+    """One report for each verdict of the advisor."""
+    half, good = arm("few-shot", share(300, 150)), arm("few-shot", share(300, 270))
+    tuned = arm("tuned", share(300, 285), kind="tuned", model="job-1")
+    big = arm("few-shot", share(300, 240), provider="bedrock", model="nova-pro")
+    small = arm("small", share(300, 237), provider="bedrock", model="nova-micro")
+    asked = intake()
+    bedrock = intake(incumbent={"provider": "bedrock", "model": "nova-pro"}, quality={"rejected_answer_usd": None})
+    return {
+        "do_nothing": advised(asked, measurement(good)),
+        "better_prompt": advised(intake(incumbent={"arm": "zero-shot"}), measurement(arm("zero-shot", share(300, 90)), good)),
+        "retrieval": advised(intake(gap="knowledge", facts={"fresh_or_private": True}), measurement(half)),
+        "route": advised(bedrock, measurement(big, small)),
+        "measure": advised(asked, None),
+        "pilot": advised(asked, measurement(half)),
+        "find_offer": advised(asked, measurement(half, tuned), plan(usd=None)),
+        "migrate": advised(intake(incumbent=OPENAI), measurement(at_openai(300, 90), arm("local", share(300, 240)))),
+        "fine_tune": advised(asked, clear_gain()),
+    }
+
+
+def test_every_verdict_carries_its_confidence_its_trace_and_its_kill_criteria_into_the_report() -> None:
+    cases = verdict_cases()
+    assert {name: report.decision.verdict for name, report in cases.items()} == {name: name for name in VERDICT_WORDS}
+    for report in cases.values():
+        decision, text = report.decision, render_markdown(report)
+        assert decision.confidence in ("high", "medium", "low")
+        assert f"({decision.confidence} confidence)" in text
+        fired = [line for line in decision.trace if line.fired]
+        assert fired and all(line.sources and line.evidence for line in decision.trace)
+        assert {line.rule for line in decision.trace} == {rule.id for rule in load_rules().rules}
+        assert decision.kill_criteria and decision.next_steps and decision.because
+        stop = text.partition("Stop or turn back:")[2].partition("Would change")[0]
+        assert stop.count("\n* ") == len(decision.kill_criteria)
 
 
 def test_every_row_of_the_decision_table_has_its_own_sentence() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import ttest_rel
 
 from tuneport.advisor.arm import Progress, run_arm
 from tuneport.advisor.measure import compare, measure, power_of
@@ -308,12 +309,17 @@ def test_comparison_counts_pairs_and_agrees_with_mcnemar() -> None:
     halves = run_arm(Scripted(lambda messages: answer_of(number(messages)).replace("A-", "B-")), "m", suite, name="halves")
     graded = compare(before, halves, "field_accuracy")
     assert graded.difference.value == pytest.approx(1 / 2 - 1 / 3)
-    assert (graded.p_value, graded.only_baseline) == (None, None)
+    pairs = [[a.scores["field_accuracy"] for a in run.answers] for run in (before, halves)]
+    assert graded.p_value == pytest.approx(ttest_rel(*pairs).pvalue, abs=1e-9)
+    assert (graded.test, graded.only_baseline, found.test) == ("paired t", None, "exact McNemar")
     assert graded.difference.method.startswith("bootstrap")
     with pytest.raises(UsageError, match="needs the suite"):
         compare(before, after, "macro_f1")
     f1 = compare(before, after, "macro_f1", suite)
     assert f1.difference.value == pytest.approx(after.metrics["macro_f1"].value - before.metrics["macro_f1"].value)
+    assert f1.p_value is not None
+    assert f1.p_value < 0.05
+    assert f1.difference.low > 0
     with pytest.raises(UsageError, match="no metric"):
         compare(before, after, "bleu")
 

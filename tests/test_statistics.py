@@ -238,7 +238,8 @@ def test_mean_holds_the_estimate(scores: list[float]) -> None:
 def test_macro_f1_ranges(rows: list[tuple[str, str | None, str]]) -> None:
     expected, one, other = ([*column] for column in zip(*rows, strict=True))
     single = bootstrap_macro_f1(expected, one, resamples=50)
-    paired = bootstrap_macro_f1_difference(expected, one, other, resamples=50)
+    paired, p_value = bootstrap_macro_f1_difference(expected, one, other, resamples=50)
+    assert 2 / 51 <= p_value <= 1
     assert 0 <= single.low <= single.value <= single.high <= 1
     assert -1 <= paired.low <= paired.value <= paired.high <= 1
     assert paired.value == pytest.approx(macro_f1(expected, other) - macro_f1(expected, one))

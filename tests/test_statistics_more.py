@@ -105,8 +105,9 @@ def test_f1_over_clusters_is_as_unsure_as_over_the_rows_that_they_repeat() -> No
         assert (together.high - together.low) == pytest.approx(alone.high - alone.low, rel=0.1)
         assert (naive.high - naive.low) < 0.6 * (together.high - together.low)
         assert "of 60 clusters" in together.method
-    alone = bootstrap_macro_f1_difference(expected, answered, better)
-    together = bootstrap_macro_f1_difference(expected * 5, answered * 5, better * 5, groups)
+    alone, p_value = bootstrap_macro_f1_difference(expected, answered, better)
+    assert (p_value < 0.05) == (alone.low > 0)
+    together, _ = bootstrap_macro_f1_difference(expected * 5, answered * 5, better * 5, groups)
     assert (together.high - together.low) == pytest.approx(alone.high - alone.low, rel=0.1)
 
 

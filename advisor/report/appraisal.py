@@ -12,7 +12,7 @@ from tuneport.advisor.experiments import Pilot, pilot_of
 from tuneport.advisor.facts import Arms
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm, Measurement
-from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, dies, percentiles
+from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, dies, outlives, percentiles
 from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import CashFlow, CashPoint, Sensitivity, SwingRow, Switch
 from tuneport.advisor.report.words import count, percent, usd
@@ -79,10 +79,11 @@ class Appraisal:
             reasons = (*reasons, f"more likely than not it does not pay back in the {terms.months:.1f} months that the model has left")
         return offer.model_copy(update={"economics": economics, "reasons": reasons})
 
-    def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate]) -> Pilot | None:
+    def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate], leaving: date | None = None) -> Pilot | None:
         """The cheapest pilot that is worth its price, once a prompt was measured.
 
-        One of an offer that was measured already, or whose base model ends before it could pay, stands behind the others.
+        One of an offer that was measured already, or whose base model ends before it could pay or with today's model (on ``leaving``),
+        stands behind the others.
         """
         if self.baseline is None or self.measurement is None:
             return None
@@ -97,9 +98,9 @@ class Appraisal:
             )  # fmt: skip
         by_id = {o.id: o for o in offers}
 
-        def order(pilot: Pilot) -> tuple[bool, bool, bool, float]:
+        def order(pilot: Pilot) -> tuple[bool, bool, bool, bool, float]:
             offer, price = by_id[pilot.offer], pilot.usd.high if pilot.usd else float("inf")
-            return pilot.worth_it is False, dies(offer), offer.quality != "not measured", price
+            return not outlives(offer, leaving), pilot.worth_it is False, dies(offer), offer.quality != "not measured", price
 
         return min(found.values(), key=order, default=None)
 

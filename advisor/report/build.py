@@ -70,14 +70,14 @@ def build_report(
     )
     prior = prior_for(measurement.task if measurement else None, situation.training_rows)
     simulation = Appraisal(intake, measurement, arms, seed, setting_of(intake, incumbent, today), prior)
-    offers = ranked([simulation.with_economics(c) for c in candidates])
-    chosen = choose_offer(offers)
+    offers = ranked([simulation.with_economics(c) for c in candidates], situation.leaving)
+    chosen = choose_offer(offers, situation.leaving)
     sensitivity = simulation.sensitivity(chosen) if chosen else None
     situation = replace(
         situation,
         offers=offers,
         routes=build_routes(desk, measurement, arms.current or arms.incumbent, now, simulation.shared, seed=seed),
-        pilot=simulation.pilot(offers, candidates),
+        pilot=simulation.pilot(offers, candidates, situation.leaving),
         measuring_usd=_measuring(intake, now.terms),
         curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed),
     )

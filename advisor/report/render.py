@@ -18,7 +18,7 @@ from tuneport.advisor.report.charts import accuracy_chart, cash_chart, tornado_c
 from tuneport.advisor.report.headline import deciding_comparison, tiles_of
 from tuneport.advisor.report.model import Report
 from tuneport.advisor.report.pdf import render_pdf
-from tuneport.advisor.report.words import FILTERS
+from tuneport.advisor.report.words import FILTERS, plain
 from tuneport.core.errors import DataError
 from tuneport.core.sources import GRADES
 
@@ -98,6 +98,17 @@ def _has_metric(report: Report) -> bool:
     return report.evidence is not None and any(report.evidence.metric in a.metrics for a in report.evidence.arms)
 
 
+def _misses(report: Report) -> str:
+    """Why the money counts calls only; "" where it counts what wrong answers cost."""
+    if any(o.economics and o.economics.misses_counted for o in report.offers):
+        return ""
+    quality = report.intake.quality
+    if quality.rejected_answer_usd is None:
+        return "what a wrong answer costs is not stated in the decision file"
+    why = f"{plain(quality.metric)} is no mean over rows" if _has_metric(report) else "nothing was measured"
+    return f"what a wrong answer costs is left out, because {why}"
+
+
 def _environment(*, autoescape: bool) -> Environment:
     environment = Environment(
         loader=PackageLoader("tuneport.advisor.report"),
@@ -118,6 +129,7 @@ def _context(report: Report) -> dict[str, Any]:
     tags = sorted({tag for line in (*report.decision.trace, *report.decision.doubts) for tag in line.sources})
     return {
         "report": report,
+        "misses": _misses(report),
         "verdict": VERDICT_WORDS[report.decision.verdict].capitalize(),
         "chosen": next((o for o in report.offers if report.savings.offer == o.id), None),
         "tiles": tiles_of(report, deciding_comparison(report)),
