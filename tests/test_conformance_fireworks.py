@@ -24,7 +24,8 @@ from tuneport.providers.conformance.bench import Bench, Conformance  # noqa: E40
 from tuneport.providers.conformance.faults import html, lost_replies, refusal, reset  # noqa: E402
 from tuneport.providers.conformance.fireworks_vendor import FireworksVendor, weights_of  # noqa: E402
 from tuneport.providers.conformance.suite import BadInput, ProviderConformance  # noqa: E402
-from tuneport.providers.fireworks import datasets, signed  # noqa: E402
+from tuneport.providers.fetching import Part  # noqa: E402
+from tuneport.providers.fireworks import datasets  # noqa: E402
 from tuneport.providers.fireworks.deployments import STATES as DEPLOYMENT_STATES  # noqa: E402
 from tuneport.providers.fireworks.records import RECORDS  # noqa: E402
 from tuneport.providers.fireworks.session import translated  # noqa: E402
@@ -287,7 +288,9 @@ class TestOnlyFireworks(Setup):
     def test_weights_with_a_wrong_checksum_are_not_kept(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
         ref = bench.made_by_hand(KEY)
         bench.vendor.set_state(ref, "JOB_STATE_COMPLETED")
-        monkeypatch.setattr(signed, "_md5", lambda _headers: "AAAAAAAAAAAAAAAAAAAAAA==")
+        weights = Part.headers.fget
+        assert weights is not None
+        monkeypatch.setattr(Part, "headers", property(lambda part: weights(part) | {"content-md5": "AAAAAAAAAAAAAAAAAAAAAA=="}))
         with pytest.raises(ProviderError, match="checksum differs"):
             bench.provider.download(ref, bench.folder / "weights")
         assert list((bench.folder / "weights").iterdir()) == []
