@@ -1,7 +1,7 @@
 """The export worker: ``python -m tuneport.local_backend.export SETTINGS.json``. Makes whole models of adapters.
 
 Settings: {"adapter": folder of an adapter or of a fully tuned model, "out": folder, "merge": bool, "gguf": precision or null,
-"quantize": "int8" or null, "trust_remote_code": bool}.
+"quantize": "int8", "awq" or null, "job": folder of the job or null, "trust_remote_code": bool}.
 The reply goes to stdout as one JSON line: {"files": [...], "notes": [...]} or {"fault", "kind", "fix"}.
 """
 
@@ -12,15 +12,18 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tuneport.core.errors import ProviderError, TuneportError
-from tuneport.local_backend.jobdir import holds_model
+from tuneport.local_backend.config import TrainConfig
+from tuneport.local_backend.jobdir import JobDir, holds_model
 from tuneport.local_backend.models import (
     base_of,
     check_base,
+    choose_device,
     load_adapter,
     load_model,
     load_tokenizer,
@@ -30,12 +33,15 @@ from tuneport.local_backend.models import (
     require_training_stack,
     stored_precision,
 )
+from tuneport.local_backend.quantise import Rounding
 
 PROBE = (
     "The quick brown fox jumps over the lazy dog. Dear customer, your order 4711 has left our warehouse.\n"
     'def total(rows):\n    return sum(row["price"] for row in rows)\n'
 )
 """Text on which merged and unmerged weights are compared."""
+NOTES = ("README.md", "resolved_config.json")
+"""What tells of the tuning, and holds for every form of the result."""
 LOST = 0.1
 """Share of what the adapter changed that merging may lose: rounding in bf16 costs well below this."""
 NOTHING = 1e-3
@@ -56,9 +62,11 @@ class Agreement:
 
 
 def export(
-    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: str | None = None, trust: bool = False
-) -> tuple[list[Path], list[str]]:
-    """Make ``out/merged``, ``out/int8`` and ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
+    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: Rounding | None = None, job: Path | None = None,
+    trust: bool = False,
+) -> tuple[list[Path], list[str]]:  # fmt: skip
+    """Make ``out/merged``, ``out/int8`` or ``out/awq`` (which calibrates on the rows in the ``job``'s folder) and
+    ``out/model-<precision>.gguf`` as asked; returns (what was made, notes on it).
 
     Raises ProviderError for an adapter that cannot be merged, and when the merged weights do not answer as the adapter does.
     """
@@ -80,7 +88,7 @@ def export(
             made.append(target)
         if quantize:
             rounded = Path(scratch) / quantize
-            notes.append(_quantise(whole, rounded, agreement, trust))
+            notes.append(_quantise(whole, rounded, quantize, job, agreement, trust))
             remove_tree(out / quantize)
             rounded.rename(out / quantize)
             made.append(out / quantize)
@@ -126,18 +134,18 @@ def _merge(adapter: Path, target: Path, trust: bool) -> tuple[str, Agreement]:
         )
     merged.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    for note in ("README.md", "resolved_config.json"):
+    for note in NOTES:
         if (adapter / note).exists():
             shutil.copy(adapter / note, target / note)
     near, far = f"{agreement.merged:.2g}", f"{agreement.base:.2g}"
     return f"merged in {precision}: {near} nats per token from the adapter's answers, which are {far} from the base's", agreement
 
 
-def _quantise(whole: Path, target: Path, tuned: Agreement | None, trust: bool) -> str:
-    """Write the model in int8 and say how far its answers, as they are loaded again, are from the whole model's."""
+def _quantise(whole: Path, target: Path, wanted: Rounding, job: Path | None, tuned: Agreement | None, trust: bool) -> str:
+    """Write the model rounded and say how far its answers, as they are loaded again, are from the whole model's."""
     import torch  # noqa: PLC0415
 
-    from tuneport.local_backend.quantise import write_int8  # noqa: PLC0415
+    from tuneport.local_backend.quantise import write_awq, write_int8  # noqa: PLC0415
 
     precision = stored_precision(str(whole), trust=trust)
     tokenizer = load_tokenizer(str(whole), chats=False, trust=trust)
@@ -145,20 +153,43 @@ def _quantise(whole: Path, target: Path, tuned: Agreement | None, trust: bool) -
 
     def answers(model: Any) -> Any:
         with torch.inference_mode():
-            return model(ids).logits.float().log_softmax(-1)
+            return model(ids.to(model.device)).logits.float().log_softmax(-1).cpu()
 
-    model = load_model(str(whole), dtype=precision, device="cpu", training=False, trust=trust)
-    wanted = answers(model)
-    done = write_int8(model, whole, target)
+    device = choose_device("auto") if wanted == "awq" else "cpu"  # calibration is many forward passes
+    model = load_model(str(whole), dtype=precision, device=device, training=False, trust=trust)
+    before = answers(model)
+    if wanted == "awq":
+        done = write_awq(model, tokenizer, _training_tokens(job, tokenizer, model), whole, target)
+    else:
+        done = write_int8(model, whole, target)
     del model
     tokenizer.save_pretrained(target)
-    got = answers(load_model(str(target), dtype=precision, device="cpu", training=False, trust=trust))
-    far = _divergence(wanted, got)
+    for note in NOTES:
+        if (whole / note).exists():
+            shutil.copy(whole / note, target / note)
+    far = _divergence(before, answers(load_model(str(target), dtype=precision, device=device, training=False, trust=trust)))
     said = f"{done.words}: {far:.2g} nats per token from the whole model's answers"
     if tuned is None:
         return said
     lost = f"; that is more than tuning moved them ({tuned.base:.2g}), so measure it before it is used (tuneport evaluate)"
     return said + (lost if far > tuned.base else f", which tuning moved by {tuned.base:.2g}")
+
+
+def _training_tokens(job: Path | None, tokenizer: Any, model: Any) -> Iterator[list[int]]:
+    """The tokens of each training row of the job, as it was trained on. Raises ProviderError when the rows are not here."""
+    from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415 - these import torch
+    from tuneport.local_backend.sequences import read_rows  # noqa: PLC0415
+
+    folder = JobDir(job) if job is not None else None
+    if folder is None or not folder.rows("train").exists() or not folder.config.exists():
+        what = "awq is calibrated on the job's training rows, which do not lie on this machine"
+        raise ProviderError(what, fix="int8 needs none: --quantize int8", retry="no")
+    config = TrainConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
+    for row in read_rows(folder.rows("train"), "train", config, tokenizer, stop_tokens(tokenizer, model.generation_config), None).sequences:
+        if hasattr(row, "input_ids"):
+            yield row.input_ids
+        else:
+            yield row.prompt_ids + getattr(row, "chosen_ids", getattr(row, "completion_ids", []))
 
 
 def _divergence(wanted: Any, got: Any) -> float:
@@ -175,7 +206,7 @@ def main(arguments: list[str]) -> int:
         try:
             made, notes = export(
                 Path(settings["adapter"]), Path(settings["out"]), merge=settings["merge"], gguf=settings["gguf"],
-                quantize=settings["quantize"], trust=settings["trust_remote_code"],
+                quantize=settings["quantize"], job=Path(settings["job"]) if settings["job"] else None, trust=settings["trust_remote_code"],
             )  # fmt: skip
         except TuneportError as error:
             out.write(json.dumps({"fault": error.what, "kind": type(error).__name__, "fix": error.fix}) + "\n")

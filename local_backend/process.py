@@ -17,7 +17,7 @@ from tuneport.core import errors
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.secrets import redact
 from tuneport.local_backend.jobdir import JobDir
-from tuneport.local_backend.quantise import require_compressed_tensors
+from tuneport.local_backend.quantise import Rounding, require_rounding
 
 LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
 """Names the inherited descriptor of the job's lock."""
@@ -106,18 +106,19 @@ def start_generation(requests: Path, stderr: Path) -> subprocess.Popen[str]:
 
 
 def run_export(
-    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: str | None = None, trust: bool = False
-) -> tuple[list[Path], list[str]]:
+    adapter: Path, out: Path, *, merge: bool, gguf: str | None = None, quantize: Rounding | None = None, job: Path | None = None,
+    trust: bool = False,
+) -> tuple[list[Path], list[str]]:  # fmt: skip
     """Make a whole model of an adapter, in a process of its own (``local_backend.export``); returns (what was made, notes on it).
 
-    Raises what the worker raised, and MissingExtraError without the library that ``quantize`` needs.
+    Raises what the worker raised, and MissingExtraError without the libraries that ``quantize`` needs.
     """
     if quantize:
-        require_compressed_tensors()
+        require_rounding(quantize)
     with tempfile.TemporaryDirectory(prefix="tuneport-export-") as folder:
         settings = Path(folder) / "settings.json"
         document = {"adapter": str(adapter.absolute()), "out": str(out.absolute()), "merge": merge, "gguf": gguf}
-        document |= {"quantize": quantize, "trust_remote_code": trust}
+        document |= {"quantize": quantize, "job": str(job.absolute()) if job else None, "trust_remote_code": trust}
         settings.write_text(json.dumps(document), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "tuneport.local_backend.export", str(settings)],

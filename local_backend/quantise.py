@@ -1,42 +1,57 @@
-"""A whole model with its linear layers in int8: half the size of bf16, in the format of compressed-tensors.
+"""A whole model with its linear layers rounded, in the format of compressed-tensors, which vLLM and transformers read.
 
-Weights only, one scale for each output channel, rounded to nearest: no rows are needed. vLLM reads the format, and so does
-transformers. The vocabulary's matrices stay as they are.
+int8  one scale for each output channel, rounded to nearest: needs no rows.
+awq   4 bits, one scale for each group of weights. Channels that the activations of given rows show to matter are scaled up before
+      rounding (AWQ, Lin et al. 2023), by auto-round.
+The vocabulary's matrices stay as they are.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tuneport.core.errors import MissingExtraError
+from tuneport.core.errors import MissingExtraError, ProviderError
 
-BITS = 8
+Rounding = Literal["int8", "awq"]
+NEEDS: dict[Rounding, tuple[str, ...]] = {"int8": ("compressed_tensors",), "awq": ("compressed_tensors", "auto_round")}
+"""Rounding -> the modules that do it, of the extra ``quantize``."""
+GROUPS = (128, 64, 32)
+"""Weights that may share a scale in awq, the usual number first."""
+BLOCK, BLOCKS = 512, 128
+"""Calibration as AWQ's authors do it: at most so many blocks of so many tokens, rows one behind the other."""
 
 
 @dataclass(frozen=True, slots=True)
-class Quantised:
-    """What rounding did: how many layers are int8, and how much of the file is left."""
+class Rounded:
+    """What was done to how many layers, and how much of the file is left."""
 
     layers: int
+    how: str
     bytes: int
     bytes_before: int
 
     @property
     def words(self) -> str:
         """The same for people."""
-        return f"{self.layers} linear layers in int8, {self.bytes / 1e6:,.1f} MB in place of {self.bytes_before / 1e6:,.1f}"
+        return f"{self.layers} linear layers in {self.how}, {self.bytes / 1e6:,.1f} MB in place of {self.bytes_before / 1e6:,.1f}"
 
 
-def require_compressed_tensors() -> None:
-    """Raise MissingExtraError without the library. Imports nothing of it."""
-    if importlib.util.find_spec("compressed_tensors") is None:
-        raise MissingExtraError("int8 needs compressed-tensors, which is not installed", "quantize")
+def require_rounding(wanted: Rounding) -> None:
+    """Raise MissingExtraError without the libraries. Imports nothing of them."""
+    missing = [name.replace("_", "-") for name in NEEDS[wanted] if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtraError(f"{wanted} needs {' and '.join(missing)}, which this environment lacks", "quantize")
 
 
-def write_int8(model: Any, source: Path, target: Path) -> Quantised:
+def write_int8(model: Any, source: Path, target: Path) -> Rounded:
     """Round the linear layers of ``model``, which was loaded from ``source``, and save it in ``target``. The model is changed."""
     from compressed_tensors.compressors import ModelCompressor  # noqa: PLC0415
     from compressed_tensors.quantization import (  # noqa: PLC0415
@@ -48,12 +63,11 @@ def write_int8(model: Any, source: Path, target: Path) -> Quantised:
     )
     from compressed_tensors.quantization.utils import calculate_qparams  # noqa: PLC0415
 
-    arguments = QuantizationArgs(num_bits=BITS, type="int", strategy="channel", symmetric=True, dynamic=False)
+    arguments = QuantizationArgs(num_bits=8, type="int", strategy="channel", symmetric=True, dynamic=False)
     head = model.get_output_embeddings()
-    ignored = [name for name, module in model.named_modules() if module is head]
     config = QuantizationConfig(
         config_groups={"linear": QuantizationScheme(targets=["Linear"], weights=arguments)},
-        ignore=ignored,
+        ignore=[name for name, module in model.named_modules() if module is head],
         quantization_status=QuantizationStatus.FROZEN,
     )
     apply_quantization_config(model, config)
@@ -66,11 +80,55 @@ def write_int8(model: Any, source: Path, target: Path) -> Quantised:
     compressor.compress_model(model)
     model.save_pretrained(target)
     compressor.update_config(str(target))
-    # The card and settings of the whole model hold for this one too.
-    for note in ("README.md", "resolved_config.json"):
-        if (source / note).exists():
-            (target / note).write_bytes((source / note).read_bytes())
-    return Quantised(len(layers), _weights(target), _weights(source))
+    return Rounded(len(layers), "int8", _weights(target), _weights(source))
+
+
+def write_awq(model: Any, tokenizer: Any, rows: Iterable[list[int]], source: Path, target: Path) -> Rounded:
+    """The same in 4 bits by AWQ; ``rows`` are the tokens to calibrate on. The model is changed.
+
+    Raises ProviderError when no group fits the model's widths, or there are no rows.
+    """
+    import torch  # noqa: PLC0415
+
+    tokens = list(islice(chain.from_iterable(rows), BLOCK * BLOCKS))
+    if not tokens:
+        raise ProviderError("awq is calibrated on training rows, and there are none", fix="int8 needs none: --quantize int8")
+    head = model.get_output_embeddings()
+    widths = [module.in_features for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head]
+    group = next((size for size in GROUPS if all(width % size == 0 for width in widths)), None)
+    if group is None:
+        raise ProviderError(f"awq rounds weights in groups of {GROUPS[-1]} or more, which do not fit this model", fix="--quantize int8")
+    block = min(BLOCK, len(tokens))
+    blocks = torch.tensor(tokens[: len(tokens) // block * block]).split(block)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".awq.") as scratch:
+        os.environ["AR_WORK_SPACE"] = str(Path(scratch) / "work")  # it would be the folder that one stands in
+        from auto_round import AutoRound  # noqa: PLC0415
+
+        rounding = AutoRound(
+            model,
+            tokenizer,
+            scheme={"bits": 4, "group_size": group, "sym": True, "data_type": "int", "act_bits": 16},
+            alg_configs="awq",
+            iters=0,  # rounded to nearest after scaling
+            dataset=[{"input_ids": one[None], "attention_mask": torch.ones_like(one)[None]} for one in blocks],
+            nsamples=len(blocks),
+            seqlen=block,
+            batch_size=min(8, len(blocks)),
+            device_map=str(model.device),
+            enable_torch_compile=False,
+            low_cpu_mem_usage=False,
+        )
+        rounding.quantize_and_save(output_dir=str(Path(scratch) / "out"), format="llm_compressor")
+        (config,) = (Path(scratch) / "out").rglob("config.json")
+        shutil.move(config.parent, target)
+    from safetensors import safe_open  # noqa: PLC0415
+
+    packed = 0
+    for file in target.glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            packed += sum(name.endswith("weight_packed") for name in opened.keys())  # noqa: SIM118 -- it is no dictionary
+    how = f"4 bits by AWQ (groups of {group}, calibrated on {len(blocks) * block:,} tokens of the training rows)"
+    return Rounded(packed, how, _weights(target), _weights(source))
 
 
 def _weights(folder: Path) -> int:

@@ -30,9 +30,10 @@ class GGUF(StrEnum):
 
 
 class Quantized(StrEnum):
-    """What rounded weights are rounded to."""
+    """How weights are rounded: to 8 bits, or to 4 by AWQ, which calibrates on the job's training rows."""
 
     int8 = "int8"
+    awq = "awq"
 
 
 _WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
@@ -263,7 +264,7 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the weights; default: one named by the job.")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="Also a whole model, adapter and base in one, in OUT/merged.")] = False,
     gguf: Annotated[GGUF | None, typer.Option("--gguf", help="Also one GGUF file for llama.cpp, in this precision.")] = None,
-    quantize: Annotated[Quantized | None, typer.Option("--quantize", help="Also a whole model with rounded weights, in OUT/int8.")] = None,
+    quantize: Annotated[Quantized | None, typer.Option("--quantize", help="Also a whole model with rounded weights.")] = None,
 ) -> None:
     """Download the tuned weights, where the provider gives them.
 
@@ -280,8 +281,11 @@ def export(
         from tuneport.local_backend.process import run_export
 
         trust = bool(handle.spec.options.local.trust_remote_code)
-        precision, rounded = (choice.value if choice else None for choice in (gguf, quantize))
-        made, notes = run_export(folder, folder, merge=merge, gguf=precision, quantize=rounded, trust=trust)
+        rows = Path(handle.ref) if handle.provider == "local" and handle.ref else None
+        made, notes = run_export(
+            folder, folder, merge=merge, gguf=gguf.value if gguf else None,
+            quantize=quantize.value if quantize else None, job=rows, trust=trust,
+        )  # fmt: skip
         for path in made:
             print(path)
         for note in notes:

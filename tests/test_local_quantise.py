@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-if not all(find_spec(library) for library in ("torch", "peft", "compressed_tensors")):
+if not all(find_spec(library) for library in ("torch", "peft", "compressed_tensors", "auto_round")):
     pytest.skip("the training libraries are not installed", allow_module_level=True)
 
 from tuneport.core.errors import MissingExtraError, ProviderError
@@ -67,6 +67,33 @@ def test_a_fully_tuned_model_is_rounded_too_and_only_what_was_asked_for_is_writt
     assert made == [tmp_path / "int8"] and "from the whole model's answers" in notes[0]
     assert json.loads((tmp_path / "int8" / "config.json").read_text())["quantization_config"]["quant_method"] == "compressed-tensors"
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]
+
+
+def test_awq_is_calibrated_on_the_jobs_own_rows(job: JobDir, tmp_path: Path) -> None:
+    """In a process of its own, as the command does it."""
+    made, (merged, rounded) = run_export(job.adapter, tmp_path, merge=False, quantize="awq", job=job.path)
+    assert made == [tmp_path / "awq"] and merged.startswith("merged")
+    tokens = sum(len(row) for row in _training_tokens(job))
+    assert f"10 linear layers in 4 bits by AWQ (groups of 32, calibrated on {tokens:,} tokens" in rounded, rounded
+    quantization = json.loads((tmp_path / "awq" / "config.json").read_text())["quantization_config"]
+    assert quantization["config_groups"]["group_0"]["weights"]["num_bits"] == 4
+    texts = [reply["text"] for reply in replies(LocalProvider().answering(f"local:{tmp_path / 'awq'}"), ASKED)]
+    assert all(text.startswith("it ") for text in texts), texts
+    assert [path.name for path in tmp_path.iterdir()] == ["awq"]
+
+
+def _training_tokens(job: JobDir) -> list[list[int]]:
+    """The eight rows by hand: ChatML, one token per byte or mark."""
+    rows = []
+    for line in job.rows("train").read_text().splitlines():
+        asked, said = (message["content"] for message in json.loads(line)["messages"])
+        rows.append([0] * (len(f"user\n{asked}\nassistant\n{said}") + 4))
+    return rows
+
+
+def test_awq_without_rows_is_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ProviderError, match=r"do not lie on this machine; int8 needs none"):
+        export(model, tmp_path, merge=False, quantize="awq")
 
 
 def test_without_the_library_the_command_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
