@@ -46,6 +46,7 @@ from tuneport.advisor.measure_options import (
     ToleranceOption,
 )
 from tuneport.core import terminal
+from tuneport.core.data.atomic import OWNER
 from tuneport.core.errors import CatalogueError, TuneportError, UsageError
 from tuneport.core.provider import HoldsWeights
 from tuneport.core.terminal import SpecArgument, escape
@@ -235,7 +236,7 @@ def evaluate(
         from tuneport.advisor.gate import rival
         from tuneport.advisor.side_by_side import side_by_side
 
-        terminal.write(html, side_by_side(suite, rival(result, against), result.arm(arm.name)))
+        terminal.write(html, side_by_side(suite, rival(result, against), result.arm(arm.name)), OWNER)
         terminal.console().print(f"wrote [bold]{escape(str(html))}[/]", highlight=False)
     if gate:
         from tuneport.advisor.gate import hold
@@ -388,7 +389,7 @@ def _run(
         general=more,
         notes=[f"{who} stopped: {error}" for who, error in faults],
     )
-    terminal.write(settings.out, result.model_dump_json(indent=1))
+    terminal.write(settings.out, result.model_dump_json(indent=1), OWNER)  # answers may repeat private data
     show_measurement(result)
     if faults:
         raise faults[0][1]

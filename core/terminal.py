@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from tuneport.core.data.atomic import EVERYBODY, write_text
 from tuneport.core.errors import DataError, UsageError
 
 if TYPE_CHECKING:
@@ -142,12 +143,10 @@ def read(path: Path) -> str:
         raise DataError(f"{path} does not exist", fix="check the path; `tuneport baseline` writes measurements") from None
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write(path: Path, text: str, mode: int = EVERYBODY) -> None:
+    """Write a file whole or not at all, with its folder; ``mode``: its permissions, less the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    write_text(path, text, mode)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import random
 import re
 import stat
@@ -413,6 +414,19 @@ def test_options_are_refused_in_one_plain_sentence() -> None:
         with pytest.raises(UsageError) as caught:
             options_of(options, lambda name: f"--{name.replace('_', '-')}")
         assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize(("umask", "source", "made"), [(0o22, 0o644, 0o644), (0o77, 0o644, 0o600), (0o2, 0o640, 0o640), (0, 0o400, 0o600)])
+def test_nobody_may_read_more_than_the_source_and_the_umask_allow(tmp_path: Path, umask: int, source: int, made: int) -> None:
+    path = Path(write(tmp_path / "rows.jsonl", [*CLASSES[:40], "{broken"]))
+    path.chmod(source)
+    before = os.umask(umask)
+    try:
+        prepare(str(path), tmp_path / "out", PrepareOptions(test=0.2, review=5))
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(("train.jsonl", "test.jsonl", "rejected.jsonl", "review.csv", "card.json", "card.md"), made)
 
 
 def test_a_crash_leaves_the_old_files(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_any_model_prompt_and_service_then_the_gate_side_by_side_and_general_sui
     assert "general suite, tuned, general – base, general:" in said
     arms = [(a["name"], a["model"]) for a in measured(project)["general"]["arms"]]
     assert arms == [("base, general", "half"), ("tuned, general", "good")]
+    for holds_answers in ("side.html", "measurement.json"):
+        assert stat.S_IMODE((project / holds_answers).stat().st_mode) == 0o600
     page = (project / "side.html").read_text()
     assert "Only tuned right" in page and f"({wrong})" in page
     assert "<script" not in page and "<img" not in page and "&lt;script&gt;alert(1)" in page

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -19,6 +17,7 @@ from tuneport.advisor.report.headline import deciding_comparison, tiles_of
 from tuneport.advisor.report.model import Report
 from tuneport.advisor.report.pdf import render_pdf
 from tuneport.advisor.report.words import FILTERS, plain
+from tuneport.core.data.atomic import replacing
 from tuneport.core.errors import DataError
 from tuneport.core.sources import GRADES
 
@@ -65,7 +64,9 @@ def write_report(directory: str | Path, report: Report, *, pdf: bool = False) ->
     """Write report.html, report.md and report.json, and report.pdf when asked; returns their paths by kind ("html", "md", ...).
 
     All are rendered before the first is written, and each replaces its predecessor in one step.
-    Raises MissingExtraError when charts or PDF cannot be drawn, DataError when the folder cannot be written.
+    Who may read them is for the umask: no row and no answer stands in them.
+    Raises MissingExtraError when charts or PDF cannot be drawn, DataError when the folder cannot be made, and TuneportError
+    when a file in it cannot be written.
     """
     folder = Path(directory)
     html = render_html(report)
@@ -74,24 +75,13 @@ def write_report(directory: str | Path, report: Report, *, pdf: bool = False) ->
         texts["pdf"] = render_pdf(html)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return {kind: _replace(folder / f"report.{kind}", text) for kind, text in texts.items()}
     except OSError as error:
         raise DataError(f"the report cannot be written to {folder} ({error.strerror})", fix="choose another folder") from None
-
-
-def _replace(path: Path, content: bytes) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    paths = {kind: folder / f"report.{kind}" for kind in texts}
+    for kind, path in paths.items():
+        with replacing(path) as file:
+            file.write(texts[kind])
+    return paths
 
 
 def _has_metric(report: Report) -> bool:

@@ -3,45 +3,58 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 from tuneport.core.errors import TuneportError
 
+EVERYBODY, OWNER = 0o666, 0o600
+"""Who may read and write a file, less what the umask takes away: all; this user alone, because private data may stand in it."""
+
+
+def mode_of(*paths: str) -> int:
+    """The mode of files made of these: nobody may read them who may not read all of these. Raises TuneportError where one is gone."""
+    mode = EVERYBODY
+    for path in paths:
+        try:
+            mode &= Path(path).stat().st_mode | OWNER
+        except OSError as error:
+            raise TuneportError(f"{path} cannot be read ({error.strerror})", fix="check the path") from error
+    return mode
+
 
 @contextmanager
-def replacing(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = EVERYBODY) -> Iterator[BinaryIO]:
     """A new file that takes the place of ``path`` when the block ends well, and vanishes when it does not.
 
-    ``private``: only this user may read it. Raises TuneportError (exit code 1: the machine's fault, not the data's) when the folder
+    ``mode``: its permissions, less the umask. Raises TuneportError (exit code 1: the machine's fault, not the data's) when the folder
     does not exist or cannot be written, or the disk is full.
     """
+    part = path.with_name(f".{path.name}.{token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        file = open(part, "xb", opener=lambda name, flags: os.open(name, flags, mode))  # noqa: SIM115 - closed below
     except OSError as error:
         raise _unwritable(path, error) from error
     try:
-        with os.fdopen(handle, "wb") as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if not private:
-            Path(name).chmod(0o644)
-        Path(name).replace(path)
+        part.replace(path)
     except OSError as error:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise _unwritable(path, error) from error
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 
-def write_text(path: Path, text: str, *, private: bool = False) -> None:
+def write_text(path: Path, text: str, mode: int = EVERYBODY) -> None:
     """Write a text as UTF-8. Raises TuneportError as ``replacing`` does."""
-    with replacing(path, private=private) as file:
+    with replacing(path, mode) as file:
         file.write(text.encode("utf-8"))
 
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tuneport.core.data.atomic import replacing, write_text
+from tuneport.core.data.atomic import mode_of, replacing, write_text
 from tuneport.core.data.card import CARDS, DataCard, InputFile, OutputFile, PartSummary
 from tuneport.core.data.convert import OWN_FORMAT, InexpressibleError, plain_value, records_of
 from tuneport.core.data.decide import Decision, class_of, decide
@@ -126,6 +126,7 @@ def prepare(
     """Prepare a file or dataset: writes the parts, rejected.jsonl, review.csv, card.json and card.md into the folder ``out``.
 
     ``converters`` are the providers' record shapes by name. Files of an earlier run that lie there are replaced.
+    Nobody may read the files who may not read the source (nor, with ``mix``, the general rows).
     Raises UsageError for options that do not fit, or an output folder with files of other origin, DataError when the source
     cannot be read, holds no good row, or none that can be written as asked, MissingExtraError when a step needs an extra, and
     TuneportError when the folder cannot be written.
@@ -139,11 +140,12 @@ def prepare(
         rows = MendedRows(source, options)
         redactor = _redactor(options)
         decision = decide(rows, options, redactor, scratch, on_progress)
-        card = _Output(rows, options, decision, redactor, folder, earlier, converters, on_progress).write()
+        mode = mode_of(*(path for path in (source, options.mix) if isinstance(path, str)))
+        card = _Output(rows, options, decision, redactor, folder, mode, earlier, converters, on_progress).write()
     if redactor is not None and options.redaction_map:
         redactor.write_map(Path(options.redaction_map))
-    write_text(folder / CARDS[1], card.markdown())
-    write_text(folder / CARDS[0], card.model_dump_json(indent=2) + "\n")
+    write_text(folder / CARDS[1], card.markdown(), mode)
+    write_text(folder / CARDS[0], card.model_dump_json(indent=2) + "\n", mode)
     return card
 
 
@@ -182,11 +184,13 @@ class _Output:
         decision: Decision,
         redactor: Redactor | None,
         folder: Path,
+        mode: int,
         earlier: Sequence[Path],
         converters: Mapping[str, Converter],
         on_progress: OnProgress | None,
     ) -> None:
         self.rows, self.options, self.decision, self.redactor = rows, options, decision, redactor
+        self.mode = mode
         self.folder, self.earlier, self.converters, self.on_progress = folder, earlier, converters, on_progress
         self.shape = options.to or OWN_FORMAT[rows.kind]
         self.refused: dict[str, Counter[str]] = {}
@@ -202,9 +206,9 @@ class _Output:
             for code in parts:
                 own = self.folder / f"{PARTS[code]}.{self.options.file_type}"
                 others = [(shape, self.folder / f"{PARTS[code]}.{shape}.jsonl") for shape in self.options.shapes]
-                files[code] = [(shape, stack.enter_context(open_writer(path))) for shape, path in ((self.shape, own), *others)]
-            rejected = stack.enter_context(replacing(self.folder / "rejected.jsonl"))
-            review = _Review(stack, self.folder) if self.options.review else None
+                files[code] = [(shape, stack.enter_context(open_writer(path, self.mode))) for shape, path in ((self.shape, own), *others)]
+            rejected = stack.enter_context(replacing(self.folder / "rejected.jsonl", self.mode))
+            review = _Review(stack, self.folder, self.mode) if self.options.review else None
             self._pass(files, rejected, review)
             self._refuse_empty([pair for code in parts for pair in files[code]])
             replaced = {writer.path.name for pairs in files.values() for _, writer in pairs} | {"rejected.jsonl"}
@@ -351,8 +355,8 @@ def _reject(file: Any, problems: list[BadRow]) -> None:
 class _Review:
     """A sheet for people: the text of drawn rows, with room for a verdict."""
 
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        raw = stack.enter_context(replacing(folder / "review.csv"))
+    def __init__(self, stack: ExitStack, folder: Path, mode: int) -> None:
+        raw = stack.enter_context(replacing(folder / "review.csv", mode))
         self._text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
         stack.callback(self._text.detach)
         self._rows = csv.writer(self._text, lineterminator="\n")

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tuneport.core.data.atomic import write_text
+from tuneport.core.data.atomic import OWNER, write_text
 from tuneport.core.data.patterns import KINDS, Match, find_personal
 from tuneport.core.data.rows import Message, Row
 
@@ -105,7 +105,7 @@ class Redactor:
 
     def write_map(self, path: Path) -> None:
         """Write the map as JSON, readable by this user only. Raises TuneportError when the place cannot be written."""
-        write_text(path, json.dumps(self.map, ensure_ascii=False, indent=1) + "\n", private=True)
+        write_text(path, json.dumps(self.map, ensure_ascii=False, indent=1) + "\n", OWNER)
 
 
 def reserve_row(redactor: Redactor, row: Row) -> None:

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tuneport.core.data.atomic import replacing
+from tuneport.core.data.atomic import EVERYBODY, replacing
 from tuneport.core.data.compressed import content_suffix, packing_of, zstd
 from tuneport.core.data.convert import InexpressibleError, Record
 from tuneport.core.data.json_rows import MAX_ROW_BYTES
@@ -52,9 +52,10 @@ class Writer:
 
 
 @contextmanager
-def open_writer(path: Path) -> Iterator[Writer]:
+def open_writer(path: Path, mode: int = EVERYBODY) -> Iterator[Writer]:
     """A new file of the kind that its name says, which takes its place when the block ends well.
 
+    ``mode``: its permissions, less the umask.
     Raises UsageError for a name of no known kind, MissingExtraError when writing needs an extra, TuneportError when the disk refuses.
     """
     kind = SUFFIXES.get(content_suffix(str(path)))
@@ -63,7 +64,7 @@ def open_writer(path: Path) -> Iterator[Writer]:
         raise UsageError(f"{path} is of no kind that can be written", fix=f"end its name with one of {', '.join(SUFFIXES)}")
     writer = Writer(path)
     with ExitStack() as stack:
-        raw = stack.enter_context(replacing(path))
+        raw = stack.enter_context(replacing(path, mode))
         hashed = _Hashed(raw)
         out: Any = hashed
         if packing == "gzip":  # neither a time nor a name in the header, so that the bytes are the same every time
