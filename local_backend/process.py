@@ -18,6 +18,7 @@ from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.secrets import redact
 from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.quantise import Rounding, require_rounding
+from tuneport.local_backend.turns import enter, gpu_name
 
 LOCK_VARIABLE = "TUNEPORT_LOCK_FD"
 """Names the inherited descriptor of the job's lock."""
@@ -56,10 +57,10 @@ def _python_path() -> str:
     return os.pathsep.join(here + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p])
 
 
-def start_worker(job: JobDir, module: str = "tuneport.local_backend.train") -> bool:
+def start_worker(job: JobDir, module: str = "tuneport.local_backend.train", *, gpu: bool = False) -> bool:
     """Start a worker (by default one that trains) on the job, in a session of its own so that it outlives us.
 
-    False when one is at work already.
+    False when one is at work already. ``gpu``: it may want the GPU that it sees, and stands in line for it from now on.
 
     The lock is taken here and inherited by the worker, so that two starters never make two workers.
     """
@@ -70,6 +71,9 @@ def start_worker(job: JobDir, module: str = "tuneport.local_backend.train") -> b
         attempt = job.attempt() + 1
         job.clear_request()
         job.set_worker(None, attempt)
+        environment = worker_environment()
+        if gpu:
+            enter(gpu_name(environment["CUDA_VISIBLE_DEVICES"]), job)
         with job.log.open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", module, str(job.path)],
@@ -77,7 +81,7 @@ def start_worker(job: JobDir, module: str = "tuneport.local_backend.train") -> b
                 stdout=log,
                 stderr=log,
                 cwd=job.path,
-                env=worker_environment() | {LOCK_VARIABLE: str(lock), ATTEMPT_VARIABLE: str(attempt)},
+                env=environment | {LOCK_VARIABLE: str(lock), ATTEMPT_VARIABLE: str(attempt)},
                 pass_fds=(lock,),
                 start_new_session=True,
             )

@@ -34,7 +34,7 @@ from tuneport.local_backend.models import (
     require_training_stack,
 )
 from tuneport.local_backend.process import ATTEMPT_VARIABLE, LOCK_VARIABLE
-from tuneport.local_backend.turns import take_turn
+from tuneport.local_backend.turns import Place, gpu_name, leave, take_turn
 
 if TYPE_CHECKING:
     from tuneport.local_backend.packed_trainer import FastPass
@@ -170,9 +170,12 @@ class Worker:
 
         self._set("preparing", f"loading {config.model}")
         device = choose_device(config.device)
+        gpu = gpu_name(os.environ.get("CUDA_VISIBLE_DEVICES"))
         if device == "cuda":
-            self._wait_for(f"cuda:{os.environ.get('CUDA_VISIBLE_DEVICES', '0')}")
+            self._wait_for(gpu)
             _hold_memory(config.gpu_memory_gib)
+        else:
+            leave(gpu, self.job)
         source = locate(config.model)
         self._stop_if_asked()
         folder = prepare(source)
@@ -231,17 +234,18 @@ class Worker:
 
     def _wait_for(self, device: str) -> None:
         """Stand in line for the device; it is held until the worker ends."""
-        told: set[str] = set()
+        told: Place | None = None
 
-        def waiting(ahead: str) -> None:
+        def waiting(place: Place) -> None:
+            nonlocal told
             self._stop_if_asked()
-            if ahead not in told:
-                told.add(ahead)
-                self._note(f"queued: waiting for job {ahead} on {device}")
-                self._set("queued", f"waiting for job {ahead} on {device}")
+            if place != told:
+                told = place
+                self._note(f"queued: {place.words()}", metrics={"place": float(place.number)})
+                self._set("queued", place.words())
 
         if self._turn is None:
-            self._turn = take_turn(device, self.job.path.name, waiting)
+            self._turn = take_turn(device, self.job, waiting)
 
     def _adapted(self, model: Any, config: TrainConfig) -> Any:
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - these import torch

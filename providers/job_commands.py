@@ -436,4 +436,6 @@ def _state(job: Job) -> Any:
 
     colours = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
     raw = f" ({job.raw_state})" if job.state == "unknown" else ""
+    if job.state == "queued" and job.message.startswith("place "):
+        raw = f": {job.message}"
     return Text(f"{job.state}{raw}", colours.get(str(job.state), ""))

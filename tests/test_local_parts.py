@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CatalogueError, DataError, JobFailedError, ProviderError, UsageError
 from tuneport.core.options import LocalOptions
-from tuneport.local_backend import models, turns
+from tuneport.local_backend import models
 from tuneport.local_backend.grader import make_grade
 from tuneport.local_backend.jobdir import ADAPTER_FILES, COMPLETE, JobDir, WorkerState
 from tuneport.local_backend.process import start_worker
@@ -159,34 +158,6 @@ def test_state_survives_a_round_trip_and_a_damaged_file_is_named(tmp_path: Path)
     (tmp_path / "state.json").write_text("{")
     with pytest.raises(ProviderError, match=r"state\.json"):
         job.state()
-
-
-def test_jobs_take_turns_on_a_device_in_the_order_in_which_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNEPORT_CACHE", str(tmp_path))
-    monkeypatch.setattr(turns, "PAUSE", 0.005)
-    held = turns.take_turn("cuda:0", "tp-first", lambda _: None)
-    os.close(turns.take_turn("cuda:1", "tp-elsewhere", lambda ahead: pytest.fail(f"{ahead} holds another device")))
-    order: list[str] = []
-    ahead: dict[str, set[str]] = {"tp-second": set(), "tp-third": set()}
-
-    def wait(name: str) -> None:
-        turn = turns.take_turn("cuda:0", name, ahead[name].add)
-        order.append(name)
-        os.close(turn)
-
-    threads = []
-    for name, before in (("tp-second", "tp-first"), ("tp-third", "tp-second")):
-        threads.append(threading.Thread(target=wait, args=(name,)))
-        threads[-1].start()
-        while before not in ahead[name]:
-            assert threads[-1].is_alive()
-            time.sleep(0.002)
-    with pytest.raises(KeyboardInterrupt):  # one that leaves the line holds nobody up
-        turns.take_turn("cuda:0", "tp-cancelled", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    os.close(held)
-    for thread in threads:
-        thread.join(10)
-    assert order == ["tp-second", "tp-third"]
 
 
 # -- records, models, names --------------------------------------------------------------------------------------------

@@ -30,11 +30,13 @@ from tuneport.core.secrets import redact
 from tuneport.core.spec import JobSpec
 from tuneport.local_backend.archives import ENDINGS, unpacked
 from tuneport.local_backend.config import TrainConfig
+from tuneport.local_backend.estimate import detect_hardware
 from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, holds_model, write_atomically
 from tuneport.local_backend.models import base_of, locate, packaged_name, require_training_stack
 from tuneport.local_backend.process import start_generation, start_worker, worker_fault
 from tuneport.local_backend.records import write_records
 from tuneport.local_backend.tracking import require_trackers
+from tuneport.local_backend.turns import place
 from tuneport.providers.exchange import split
 from tuneport.providers.local.compile import compile_plan
 from tuneport.providers.local.deployments import LocalDeployer, answers
@@ -136,7 +138,7 @@ class LocalProvider:
         if config.chat_template is not None:
             _copy_template(Path(config.chat_template), job.chat_template)
         write_atomically(job.config, config.model_dump_json(indent=2) + "\n")
-        start_worker(job)
+        start_worker(job, gpu=_wants_gpu(config))
         return self._remote(job)
 
     def find(self, plan: Plan, key: str) -> RemoteJob | None:  # noqa: ARG002 - the key is the folder's name
@@ -198,7 +200,7 @@ class LocalProvider:
             raise ProviderError(f"job {job.path.name} was cancelled", fix="submit it anew", retry="no")
         if phase in ("paused", "interrupted", "failed"):
             require_training_stack()
-            start_worker(job)
+            start_worker(job, gpu=_wants_gpu(TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))))
         return self._remote(job)
 
     def _stop(self, ref: str, request: Any) -> RemoteJob:
@@ -334,6 +336,8 @@ class LocalProvider:
     def _remote(self, job: JobDir) -> RemoteJob:
         phase, state = _phase(job)
         request = job.asked()
+        line = place(job) if phase in ("starting", "preparing", "queued") else None
+        phase = "queued" if line else phase
         shown = STATES[phase]
         if shown in (JobState.VALIDATING, JobState.RUNNING) and request == "cancel":
             shown = JobState.CANCELLING
@@ -341,7 +345,7 @@ class LocalProvider:
             shown = JobState.RUNNING
         config = TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))
         step, total = (state.step, state.total_steps) if state else (0, None)
-        message = redact(state.message) if state and phase != "starting" else ""
+        message = line.words() if line else redact(state.message) if state and phase != "starting" else ""
         return RemoteJob(
             ref=str(job.path),
             state=shown,
@@ -376,6 +380,11 @@ class LocalProvider:
         if not holds_adapter(adapter):
             raise ProviderError(f"{folder} holds no finished adapter", fix="wait for the job, or name an adapter's folder", retry="no")
         return settings | {"adapter": str(adapter)} | base_of(adapter)
+
+
+def _wants_gpu(config: TrainConfig) -> bool:
+    """Will the job stand in line for a GPU? Where only torch can tell, its worker joins the line once it has asked torch."""
+    return config.device == "cuda" or (config.device == "auto" and detect_hardware().gpu is not None)
 
 
 def _phase(job: JobDir) -> tuple[str, WorkerState | None]:
