@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from tuneport.advisor.advise import advise
+from tuneport.advisor.measurement import Calls, Confusion, Spread
 from tuneport.advisor.offers import Percentiles
 from tuneport.advisor.report import words
 from tuneport.advisor.report.model import Report, report_schema
@@ -268,6 +269,21 @@ def test_numbers_are_written_for_people() -> None:
     assert words.points(-0.051) == "−5.1"
     assert words.p_value(1e-9) == "< 0.001"
     assert words.volume(None) == "none"
+
+
+def test_what_calls_take_and_cost_and_which_labels_are_mixed_up_is_shown() -> None:
+    calls = Calls(
+        answered=60, accepted=30, latency=Spread(p50=0.25, p95=1.5, p99=2.75, n=60), first_token=Spread(p50=0.11, p95=0.22, p99=0.33, n=60),
+        tokens_per_call=540, tokens_per_accepted=1080, usd_per_call=Range(low=0.002, high=0.002),
+        usd_per_accepted=Range(low=0.004, high=0.004), price_source="stated",
+    )  # fmt: skip
+    table = Confusion(labels=("red", HOSTILE), counts=((20, 7, 3), (9, 21, 0)))
+    told = arm("few-shot", share(60, 30)).model_copy(update={"calls": calls, "confusion": table})
+    page = parsed(render_html(advise(intake(), measurement(told, arm("zero-shot", share(60, 20))), [plan()], today=TODAY)))
+    times = ("0.25 / 1.50 / 2.75", "0.11 / 0.22 / 0.33", "not streamed")
+    for shown in (*times, "540 / 1,080", "$0.0020", "$0.0040", "none of them", HOSTILE[:30]):
+        assert shown in page.text, shown
+    assert not any(tag == "script" for tag, _ in page.tags)
 
 
 def test_what_a_cache_costs_to_write_is_shown_with_its_assumption() -> None:

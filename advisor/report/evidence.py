@@ -31,6 +31,7 @@ def evidence_of(intake: Intake, measurement: Measurement | None) -> Evidence | N
             name=a.name, kind=a.kind, provider=a.provider, model=a.model, shots=a.shots, metrics=a.metrics,
             failed=sum(bool(answer.error) for answer in a.answers), prompt_tokens=a.mean_prompt_tokens,
             completion_tokens=a.mean_completion_tokens, seconds=mean_seconds(a), prompt=a.prompt, calls=a.calls, failures=a.failures,
+            confusion=a.confusion,
         )
         for a in measurement.arms
     )  # fmt: skip

@@ -16,7 +16,7 @@ from tuneport.advisor.decide import Decision
 from tuneport.advisor.diagnosis import Diagnosis
 from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import Intake
-from tuneport.advisor.measurement import Calls, Comparison, Duel, Estimate, FailureGroup, Judge, Look, Power
+from tuneport.advisor.measurement import Calls, Comparison, Confusion, Duel, Estimate, FailureGroup, Judge, Look, Power
 from tuneport.advisor.offers import Offer, OfferEconomics, Percentiles
 from tuneport.advisor.pricing import PriceNote
 from tuneport.advisor.prior import Prior
@@ -53,6 +53,7 @@ class ArmResult(_Frozen):
     prompt: str = ""  # how rows were asked, in words
     calls: Calls | None = None
     failures: tuple[FailureGroup, ...] = ()
+    confusion: Confusion | None = None  # suites with labels
 
 
 class Evidence(_Frozen):
