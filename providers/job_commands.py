@@ -1,9 +1,8 @@
-"""Commands on jobs: submit, jobs, status, watch, events, logs, cancel, pause, resume, reconcile, checkpoints, export, delete."""
+"""Commands on jobs: submit, jobs, status, events, logs, cancel, pause, resume, reconcile, checkpoints, export, delete."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,14 +11,13 @@ import typer
 
 import tuneport
 from tuneport.core import terminal
-from tuneport.core.errors import JobFailedError, NoLedgerError, RefusedError, UsageError
-from tuneport.core.job import JobState
+from tuneport.core.errors import NoLedgerError, RefusedError, UsageError
 from tuneport.core.terminal import JobArgument, JsonOption, SpecArgument, YesOption, consent, escape
 from tuneport.providers import registry
 
 if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
-    from tuneport.core.jobs import Update
+
 
 class GGUF(StrEnum):
     """Precision of the matrices in a GGUF file."""
@@ -36,10 +34,6 @@ class Quantized(StrEnum):
     awq = "awq"
 
 
-_WATCHED = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
-
-
-
 def submit(
     spec: SpecArgument,
     provider: Annotated[str, typer.Option("--provider", "-p", help="Where to train.")],
@@ -52,7 +46,7 @@ def submit(
     """
     from tuneport.core.spec_file import load_spec
     from tuneport.core.submission import check_before_spending
-    from tuneport.providers.commands import as_billed, plans_for
+    from tuneport.providers.plan_commands import as_billed, plans_for
 
     loaded = load_spec(spec)
     plans, missing = plans_for(loaded, [provider])
@@ -73,10 +67,14 @@ def submit(
     with terminal.progress_bar() as on_progress:
         job = _engine().submit(loaded, one, on_progress=on_progress)
     console.print(f"job [bold]{job.id}[/] is {job.state} at {provider}" + (f" as {escape(job.ref)}" if job.ref else ""))
+    if job.message:  # e.g. how long OpenAI will serve the model
+        console.print(f"[yellow]![/] {escape(job.message)}", highlight=False)
     if detach:
         console.print(f"follow it with: tuneport watch {job.id}")
     else:
-        _watch(job)
+        from tuneport.providers.watch_commands import follow_job
+
+        follow_job(job)
 
 
 def jobs(
@@ -168,34 +166,6 @@ def status(job: JobArgument, as_json: JsonOption = False) -> None:
         _show_job(handle)
 
 
-def watch(
-    jobs: Annotated[list[str] | None, typer.Argument(help="Job ids, or `last`; or one deployment.", metavar="JOB...")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every job that has not ended.")] = False,
-) -> None:
-    """Follow one job or many until each has ended, or a deployment until it serves and its --ttl is over.
-
-    Exit code 9 when a job ends without a model.
-    """
-    if everything == bool(jobs):
-        raise UsageError("what to watch is not clear", fix="name jobs, or give --all")
-    if jobs and len(jobs) == 1 and jobs[0].startswith("d-"):
-        from tuneport.providers.deployment_commands import follow
-
-        follow(_engine(create=False).deployments, jobs[0], stay=True)
-        return
-    with suppress(NoLedgerError):
-        for expired in _engine(create=False).deployments.sweep():
-            terminal.console().print(f"{expired.record.id} has outlived its --ttl and is {expired.record.state}", highlight=False)
-    if jobs and len(jobs) == 1:
-        _watch(find_job(jobs[0]))
-        return
-    found = [find_job(name) for name in jobs] if jobs else [job for job in tuneport.jobs(None) if not job.state.terminal]
-    if found:
-        _watch_many(_engine(create=False), found)
-    else:
-        terminal.console().print("no job is under way")
-
-
 def events(job: JobArgument, as_json: JsonOption = False) -> None:
     """The job's events so far, oldest first."""
     handle = find_job(job)
@@ -231,8 +201,10 @@ def pause(job: JobArgument) -> None:
 
 def resume(job: JobArgument) -> None:
     """Go on with an interrupted or paused job."""
+    from tuneport.providers.watch_commands import follow_job
+
     handle = find_job(job)
-    _watch(_engine().resume(handle.id))
+    follow_job(_engine().resume(handle.id))
 
 
 def reconcile(yes: Annotated[bool, typer.Option("--yes", "-y", help="Also make jobs that were never made (this spends).")] = False) -> None:
@@ -324,66 +296,6 @@ def find_job(name: str) -> Job:
     if not newest:
         raise UsageError("the ledger holds no job yet", fix="make one with: tuneport submit SPEC --provider NAME")
     return newest[0]
-
-
-def _watch(job: Job) -> None:
-    """A live progress bar on a terminal, a line per change elsewhere."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    console = terminal.console()
-    percent, metric = TextColumn("{task.percentage:>3.0f} %"), TextColumn("[cyan]{task.fields[metrics]}")
-    state = TextColumn("{task.fields[state]}")
-    columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn(), metric)
-    last = ""
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(job.id, total=1.0, state=str(job.state), metrics="")
-
-        def show(update: Any) -> None:
-            nonlocal last
-            record = update.job
-            for event in update.events:
-                shown = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k in _WATCHED)
-                if shown:
-                    bar.update(task, metrics=shown)
-            bar.update(task, completed=record.progress or 0.0, state=f"{record.state} {record.freshness(datetime.now(UTC))}".strip())
-            if record.state != last:
-                last = record.state
-                message = f": {escape(record.message)}" if record.message else ""
-                console.print(f"[dim]{record.updated_at:%H:%M:%S}[/] {job.id} {record.state}{message}", highlight=False)
-
-        job.wait(show, max_s=2.0 if job.provider == "local" else 30.0)
-    console.print(f"[green]✓[/] {job.id} {job.state}: call it as [bold]{escape(job.tuned_model or '')}[/]", highlight=False)
-
-
-def _watch_many(engine: Engine, jobs: list[Job]) -> None:
-    """A line for each change, and on a terminal a bar of how many have ended."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = terminal.console()
-    states = {job.id: str(job.state) for job in jobs}
-    ended = {job.id for job in jobs if job.state.terminal}
-    columns = (TextColumn("jobs ended"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(jobs), completed=len(ended))
-
-        def show(update: Update) -> None:
-            record = update.job
-            if record.state.terminal:
-                ended.add(record.id)
-            bar.update(task, completed=len(ended))
-            said = f": {escape(record.message)}" if record.message else ""
-            if update.error is not None:
-                said += f" [yellow]({escape(record.freshness(datetime.now(UTC)))})[/]"
-            if str(record.state) != states[record.id]:
-                states[record.id] = str(record.state)
-                at = f"[dim]{record.updated_at:%H:%M:%S}[/]"
-                console.print(f"{at} {record.id} {record.provider} {record.state}{said}", highlight=False)
-
-        found = engine.watch_many(list(states), show)
-    without = [f"{job.id} {job.state}" for job in found if job.state is not JobState.SUCCEEDED]
-    console.print(f"{len(found) - len(without)} of {len(found)} jobs have a model")
-    if without:
-        raise JobFailedError(f"no model from {', '.join(without)}", fix="see: tuneport logs JOB")
 
 
 def _show_job(job: Job) -> None:

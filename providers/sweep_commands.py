@@ -34,7 +34,7 @@ def sweep(
     from tuneport import engine
     from tuneport.core.money import Cost
     from tuneport.core.spec_file import load_spec
-    from tuneport.providers.commands import as_billed
+    from tuneport.providers.plan_commands import as_billed
     from tuneport.providers.sweep import Sweep, best_document
 
     loaded = load_spec(spec)

@@ -10,8 +10,8 @@ import pytest
 import tuneport
 from tuneport.core.errors import BudgetError, JobFailedError, MissingExtraError, UsageError
 from tuneport.core.job import JobState, RemoteJob
-from tuneport.providers import job_commands, registry
-from tuneport.providers.commands import as_billed, plan
+from tuneport.providers import job_commands, registry, watch_commands
+from tuneport.providers.plan_commands import as_billed, plan
 from tuneport.tests.engine_bench import Bench
 from tuneport.tests.fake_provider import FakeProvider, FakeVendor, make_plan, open_rows
 
@@ -28,21 +28,21 @@ def test_watch_all_follows_every_job_and_fails_for_those_without_a_model(bench: 
     good = [bench.submit().id for _ in range(2)]
     bad = bench.engine.submit(bench.spec, make_plan(bench.spec).model_copy(update={"provider": "broken"})).id
     with pytest.raises(JobFailedError, match=f"no model from {bad} failed"):
-        job_commands.watch(None, everything=True)
+        watch_commands.watch(None, everything=True)
     shown = capsys.readouterr().out
     assert "2 of 3 jobs have a model" in shown
     for job_id in good:
         assert f"{job_id} fake succeeded" in shown
-    job_commands.watch(None, everything=True)
+    watch_commands.watch(None, everything=True)
     assert "no job is under way" in capsys.readouterr().out
-    job_commands.watch(good)
+    watch_commands.watch(good)
     assert "2 of 2 jobs have a model" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("jobs", "everything"), [(None, False), (["last"], True)])
 def test_watch_wants_jobs_or_all_of_them(bench: Bench, jobs: list[str] | None, everything: bool) -> None:
     with pytest.raises(UsageError, match="not clear"):
-        job_commands.watch(jobs, everything=everything)
+        watch_commands.watch(jobs, everything=everything)
 
 
 def test_a_plan_is_shown_as_earlier_bills_correct_it(bench: Bench) -> None:
