@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneport.core.data.near import NearPair, ShingleStore, candidate_pairs, cluster_heads, verified_pairs
+from tuneport.core.data.check import check_files
+from tuneport.core.data.near import NearPair, ShingleStore, candidate_pairs, cluster_heads, pairs_across, verified_pairs
 from tuneport.core.data.shingles import BANDS, bands_of, jaccard, shingles_of, words_of
 
+ANSWER = {"role": "assistant", "content": "a"}
 WORD = re.compile("[\u3000-\ud7ff\u0e00-\u0eff]|(?:[a-z0-9]|(?![\u3000-\ud7ff\u0e00-\u0eff])[^\x00-\x7f])+")
 texts = st.lists(st.text(alphabet=st.sampled_from("aAbB1 \n\t.,é日本語ไทย_-\U0001f600"), max_size=30), max_size=8)
 
@@ -123,11 +126,29 @@ def test_large_buckets_stay_one_cluster(tmp_path: Path) -> None:
     assert set(cluster_heads(pairs, len(batch)).tolist()) == {0}
 
 
+def test_near_copies_between_parts_are_found_in_templated_rows(tmp_path: Path) -> None:
+    train: list[list[str]] = []
+    test: list[list[str]] = []
+    for number in range(40):
+        template = [f"{number}t{n}" for n in range(87)]
+        train += [[*template, *(f"{number}x{row}y{n}" for n in range(13))] for row in range(3)]  # similarity 0.77 among themselves
+        test += [[*train[-1][:91], *(f"{number}z{row}y{n}" for n in range(9))] for row in range(6)]  # 0.83 to the last of them
+    paths = []
+    for part, rows in (("train", train), ("test", test)):
+        paths.append(tmp_path / f"{part}.jsonl")
+        paths[-1].write_text("".join(json.dumps({"messages": [{"role": "user", "content": " ".join(row)}, ANSWER]}) + "\n" for row in rows))
+    found = {finding.code: finding for finding in check_files(str(paths[0]), test=str(paths[1]))["test"].findings}
+    assert found["near_overlap_train"].count == len(test)
+
+
 def test_rows_to_skip_and_clusters() -> None:
     bands = [np.ones((3, BANDS), np.uint32)]
     assert [(pair >> 32, pair & 0xFFFFFFFF) for pair in candidate_pairs(bands).tolist()] == [(0, 1), (0, 2), (1, 2)]
     assert candidate_pairs(bands, np.array([False, True, True])).size == 0
     assert candidate_pairs([]).size == 0
+    across = [(pair >> 32, pair & 0xFFFFFFFF) for pair in pairs_across(np.ones((6, BANDS), np.uint32), bands[0][:2]).tolist()]
+    assert across == [(row, other) for row in (0, 3, 4, 5) for other in (6, 7)]
+    assert pairs_across(bands[0], np.zeros((3, BANDS), np.uint32)).size == pairs_across(bands[0][:0], bands[0]).size == 0
     heads = cluster_heads([NearPair(3, 5, 1), NearPair(1, 3, 1), NearPair(6, 7, 1)], 8)
     assert heads.tolist() == [0, 1, 2, 1, 4, 1, 6, 6]
     assert jaccard(np.array([1, 2, 3], np.uint32), np.array([2, 3, 4], np.uint32)) == 0.5

@@ -261,6 +261,25 @@ def test_labels_are_not_redacted() -> None:
     assert [message["content"] for message in Redactor().row(row).messages] == ["mail [EMAIL_1]", "b@corp.com"]
 
 
+def test_answers_and_raw_texts_keep_their_indentation(tmp_path: Path) -> None:
+    code, kept = "    return x\n", "    return x"
+    rows = [
+        {"prompt": f" {code}", "completion": code},
+        {"prompt": " q ", "chosen": code, "rejected": code},
+        {"instruction": " q ", "output": code},
+        {"messages": [{"role": "user", "content": code}, {"role": "assistant", "content": code}]},
+        {"text": code},
+    ]
+    assert [Mender().mend(row) for row in rows] == [
+        {"prompt": "return x", "completion": kept},
+        {"prompt": "q", "chosen": kept, "rejected": kept},
+        {"instruction": "q", "output": kept},
+        {"messages": [{"role": "user", "content": "return x"}, {"role": "assistant", "content": kept}]},
+        {"text": kept},
+    ]
+    assert Mender().mend({"text": "q", "label": " yes "}) == {"text": "q", "label": "yes"}
+
+
 def test_what_has_one_right_answer_is_mended(tmp_path: Path) -> None:
     rows = [
         {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},

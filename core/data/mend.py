@@ -17,7 +17,7 @@ WHAT: dict[Mend, str] = {
     "roles": "roles under other names (human, gpt, bot, model) got their usual ones",
     "characters": "control and invisible characters were removed, and mojibake undone",
     "line-endings": "carriage returns became line feeds",
-    "trim": "white space around texts was removed",
+    "trim": "white space around texts was removed (of answers and raw texts, only after them)",
     "empty-turns": "turns without content were removed",
     "joined-turns": "turns of one role in a row were joined",
     "unanswered": "questions after the last answer were removed",
@@ -26,6 +26,7 @@ WHAT: dict[Mend, str] = {
 
 _ROLES = {"human": "user", "prompter": "user"} | dict.fromkeys(("gpt", "bot", "model", "chatgpt", "ai"), "assistant")
 _TEXTS = ("prompt", "completion", "chosen", "rejected", "instruction", "input", "output", "text", "label")
+_LEARNT = frozenset({"completion", "chosen", "rejected", "output", "text"})
 _LISTS = ("messages", "prompt", "completion", "chosen", "rejected", "preferred_output", "non_preferred_output")
 
 
@@ -59,7 +60,7 @@ class Mender:
                 done.add("sharegpt")
         for name in _TEXTS:
             if isinstance(record.get(name), str):
-                record[name] = self._text(record[name], done)
+                record[name] = self._text(record[name], done, learnt=name in _LEARNT)
         for name in _LISTS:
             turns = _listed(record.get(name)) if name in record and (name == "messages" or isinstance(record[name], list)) else None
             if turns is not None:
@@ -72,11 +73,12 @@ class Mender:
         self._last = done
         return record
 
-    def _text(self, text: str, done: set[Mend]) -> str:
+    def _text(self, text: str, done: set[Mend], *, learnt: bool) -> str:
+        """The text mended. ``learnt``: it may begin with white space on purpose, as an indented line of code does."""
         steps: tuple[tuple[Mend, Callable[[str], str]], ...] = (
             ("characters", clean_characters),
             ("line-endings", lambda old: old.replace("\r\n", "\n").replace("\r", "\n")),
-            ("trim", str.strip),
+            ("trim", str.rstrip if learnt else str.strip),
         )
         for name, step in steps:
             if name in self._mends:
@@ -96,7 +98,7 @@ class Mender:
                 turn["role"] = role
                 done.add("roles")
             if isinstance(turn.get("content"), str):
-                turn["content"] = self._text(turn["content"], done)
+                turn["content"] = self._text(turn["content"], done, learnt=turn.get("role") == "assistant")
             if "empty-turns" in self._mends and _empty(turn) and len(turns) > 1 and not (silent and turn.get("role") == "assistant"):
                 done.add("empty-turns")
                 continue

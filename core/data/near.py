@@ -24,7 +24,8 @@ DEFAULT_THRESHOLD = 0.8
 """Jaccard similarity from which two rows are near duplicates (Lee et al. 2021, "Deduplicating training data", use 0.8)."""
 
 _COMPARED = 4
-"""Pairs tried for each row of a bucket: with its nearest predecessors and the first; a cluster is joined through them."""
+"""Pairs tried for each row of a bucket: with its nearest predecessors and the first; a cluster is joined through them.
+Between two parts, where nothing is joined, each row is tried with as many of the other part's."""
 
 _CACHE_ROWS = 50_000
 _OPEN_FILES = 200
@@ -113,6 +114,25 @@ def candidate_pairs(bands: Sequence[NDArray[np.uint32]], skip: NDArray[np.bool_]
     return np.unique(np.concatenate(found)) if found else np.empty(0, np.uint64)
 
 
+def pairs_across(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> NDArray[np.uint64]:
+    """Pairs of a row on each side that share a band, coded as above; rows of ``other`` are numbered after those of ``one``.
+
+    Each row of ``other`` meets the last rows of ``one`` in its bucket, and the first.
+    """
+    found = []
+    for band in range(BANDS):
+        rows = np.flatnonzero(one[:, band])
+        rows = rows[np.argsort(one[rows, band], kind="stable")]
+        keys = one[rows, band]
+        later = np.flatnonzero(other[:, band])
+        first = np.searchsorted(keys, other[later, band], side="left")
+        end = np.searchsorted(keys, other[later, band], side="right")
+        for place in (first, *(end - back for back in range(1, _COMPARED))):
+            met = (place >= first) & (place < end)
+            found.append(_coded(rows[place[met]], later[met] + len(one)))
+    return np.unique(np.concatenate(found))
+
+
 def _coded(earlier: Any, later: Any) -> NDArray[np.uint64]:
     coded: NDArray[np.uint64] = earlier.astype(np.uint64) << np.uint64(32) | later.astype(np.uint64)
     return coded
@@ -158,4 +178,4 @@ def cluster_heads(pairs: Sequence[NearPair], rows: int) -> NDArray[np.int64]:
     return heads
 
 
-__all__ = ["DEFAULT_THRESHOLD", "NearPair", "ShingleStore", "candidate_pairs", "cluster_heads", "verified_pairs"]
+__all__ = ["DEFAULT_THRESHOLD", "NearPair", "ShingleStore", "candidate_pairs", "cluster_heads", "pairs_across", "verified_pairs"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from tuneport.core.data.gather import Gathered
 from tuneport.core.data.judge import Findings
-from tuneport.core.data.near import NearPair, candidate_pairs, verified_pairs
+from tuneport.core.data.near import NearPair, candidate_pairs, pairs_across, verified_pairs
 from tuneport.core.data.split import Part
 from tuneport.core.data.tally import KEPT
 
@@ -96,8 +96,7 @@ def find_overlap(part: Gathered, other: Gathered, near: float | None) -> Overlap
 def _cross_pairs(first: Gathered, second: Gathered, threshold: float) -> list[NearPair]:
     """Near pairs with one row on each side; rows of the second are numbered after those of the first."""
     border = len(first)
-    pairs = candidate_pairs([first.all_bands(), second.all_bands()])
-    across = pairs[((pairs >> np.uint64(32)) < border) & ((pairs & np.uint64(0xFFFFFFFF)) >= border)]
+    pairs = pairs_across(first.all_bands(), second.all_bands())
 
     class Both:
         def row(self, row: int) -> NDArray[np.uint32]:
@@ -107,7 +106,7 @@ def _cross_pairs(first: Gathered, second: Gathered, threshold: float) -> list[Ne
             first.store.close()
             second.store.close()
 
-    return list(verified_pairs(across, Both(), threshold))
+    return list(verified_pairs(pairs, Both(), threshold))
 
 
 def judge_overlap(findings: Findings, part: Part, other: Part, found: Gathered, overlap: Overlap) -> None:
