@@ -245,25 +245,27 @@ def advise(
             except CatalogueError as error:  # the model is not to be had there: no offer
                 unavailable[name] = error.what
     named = {arm.job for arm in measurement.arms if arm.job} if measurement else set()
-    families = _families(loaded, named)
+    families, notes = _families(loaded, named)
     return decide(
-        intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable, families=families
+        intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable, families=families, notes=notes
     )
 
 
-def _families(spec: JobSpec | None, jobs: set[str]) -> Sequence[RunFamily]:
-    """Runs of the spec, or of these jobs, on parts of the data; none where no ledger is yet."""
+def _families(spec: JobSpec | None, jobs: set[str]) -> tuple[Sequence[RunFamily], Sequence[str]]:
+    """Runs of the spec, or of these jobs, on parts of the data; none where no ledger is yet. And why it could not be read."""
     from tuneport.advisor.runs import find_runs
-    from tuneport.core.errors import NoLedgerError
+    from tuneport.core.errors import LedgerError, NoLedgerError
     from tuneport.core.ledger import Ledger
 
     if spec is None and not jobs:
-        return ()
+        return (), ()
     try:
         ledger = Ledger.open(create=False)
+        try:
+            return find_runs(ledger, spec, jobs), ()
+        finally:
+            ledger.close()
     except NoLedgerError:
-        return ()
-    try:
-        return find_runs(ledger, spec, jobs)
-    finally:
-        ledger.close()
+        return (), ()
+    except LedgerError as error:
+        return (), (f"No learning curve was looked for, since the ledger cannot be read: {error.what}",)

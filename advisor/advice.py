@@ -81,6 +81,8 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         ("measure", "nothing-measured"): "Measure the prompted baseline first: without it nobody knows whether there is anything to gain.",
         ("measure", "metric-missing"): f"Measure {metric} first: the decision rests on it and no arm has it.",
         ("measure", "suite-too-small"): f"Measure on more rows first: {facts['rows']} test rows decide nothing.",
+        ("measure", "answers-all-equal"): f"Measure on other rows first: all {facts['rows']} test rows expect the same answer, which a "
+        "constant would give.",
         ("measure", "gain-unpaired"): "Compare the tuned model with the best prompt on the same rows before deciding.",
         ("measure", "incumbent-not-measured"): f"Measure today's model ({facts['incumbent']}) on the same rows before deciding: "
         f"the tuned model beats another model's prompt by {gain}, which says nothing of the one in use.",

@@ -29,7 +29,7 @@ def about_power(power: Power, deciding: Comparison | None) -> Iterator[str]:
 
 def about_suite(suite: EvalSuite) -> Iterator[str]:
     n, scorer = len(suite), suite.scorer
-    if n > 1 and len({item.expected for item in suite.items}) == 1:
+    if suite.uniform:
         yield "All expected answers are the same, so a constant answer would score full marks and the measurement says nothing."
     elif scorer.has_labels:
         labels = expected_labels(suite)

@@ -28,6 +28,10 @@ SUITE_ROWS = 200
 """Rows of a suite that is still to be made: S4 asks for 200 to 500, S2 sees 150 to 200."""
 
 
+UNCOMPARED = ("judge.", "refusal", "declines", "answers_when", "json_valid", "schema_valid", "regex", "context_precision")
+"""Beginnings of the names of metrics that do not compare an answer with the expected one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arms:
     """The arms that the decision rests on. ``baseline`` is the best prompt measured; ``current`` the one in use, if known.
@@ -148,6 +152,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "measured": bool(prompted),
         "prompted_arms": len(prompted),
         "metric_measured": arms.baseline is not None if prompted else None,
+        "uniform": measurement.uniform and not metric.startswith(UNCOMPARED) if measurement else None,
         "task": measurement.task if measurement else None,
         "exact_format": intake.needs.format == "strict" or (measurement is not None and measurement.task == "json"),
         "rows": measurement.power.n if measurement else None,  # that count one by one: groups, where rows hang together

@@ -135,6 +135,7 @@ def measure(
         part=suite.part,
         clusters=groups if suite.clusters else None,
         row_clusters=suite.clusters,
+        uniform=suite.uniform,
         looks=tuple(looks),
         judges=tuple(judges),
         duels=tuple(duels),

@@ -192,6 +192,7 @@ class Measurement(_Frozen):
     part: Literal["test", "validation"] = "test"
     clusters: int | None = None  # groups of rows that hang together; None when every row stands alone
     row_clusters: tuple[int, ...] = ()  # the group of each row; () when every row stands alone
+    uniform: bool = False  # every row expects the same answer, so that a constant one would score full marks
     looks: tuple[Look, ...] = ()  # every time this test set was scored, oldest first
     judges: tuple[Judge, ...] = ()
     duels: tuple[Duel, ...] = ()

@@ -72,6 +72,11 @@ class EvalSuite:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def uniform(self) -> bool:
+        """Does every row expect the same answer, so that a constant one would score full marks?"""
+        return len(self) > 1 and len({item.expected for item in self.items}) == 1
+
     def few_shot(self, k: int) -> tuple[Item, ...]:
         """The k training examples that the rule in the module's head chooses. Raises UsageError when there are fewer."""
         if k < 0:

@@ -424,6 +424,13 @@ def test_a_metric_that_is_no_mean_over_rows_crashes_nothing() -> None:
     assert "is no mean over rows" in render_markdown(report)
 
 
+def test_rows_that_all_expect_one_answer_decide_nothing() -> None:
+    equal = measurement(arm("few-shot", share(300, 299))).model_copy(update={"uniform": True})
+    report = advised(intake(), equal)
+    assert report.decision.verdict == "measure"
+    assert "all 300 test rows expect the same answer" in report.decision.sentence
+
+
 def test_all_equal_scores_do_not_crash() -> None:
     for right in (0, 50):
         report = advised(intake(), measurement(arm("few-shot", share(50, right)), arm("tuned", share(50, right), kind="tuned")))

@@ -92,6 +92,14 @@ def test_a_sweep_over_the_share_is_a_learning_curve_once_its_jobs_are_measured(l
     assert unlike.curve is None
 
 
+def test_a_ledger_that_cannot_be_read_costs_the_curve_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database, but something" * 100)
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "ledger.db"))
+    report = report_of(spec_on(rows_file(tmp_path, "train.jsonl", range(ROWS))))
+    assert report.curve is None
+    assert any("the ledger cannot be read" in warning for warning in report.warnings)
+
+
 def test_the_decision_files_own_list_overrules_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
     spec = swept(ledger, tmp_path)
     arms = [tuned(job, right) for job, right in (("j-25", 200), ("j-50", 260), ("j-100", 300))]

@@ -361,7 +361,9 @@ def test_one_arm_has_an_assumed_power_and_a_small_suite_says_what_it_needs() -> 
 def test_warnings_of_the_suite() -> None:
     same = build_suite([chat_row(f"q {i}", '{"a": "x"}', i) for i in range(8)], source="t", label_field="a", schema={"required": ["b"]})
     arm = run_arm(Scripted(lambda _: '```json\n{"a": "x"}\n```'), "m", same, name="zero-shot")
-    text = "\n".join(measure(same, [arm]).warnings)
+    told = measure(same, [arm])
+    assert told.uniform
+    text = "\n".join(told.warnings)
     assert "All expected answers are the same" in text
     assert "8 of 8 expected answers break the JSON Schema" in text
     assert "8 of 8 answers of arm zero-shot hold JSON inside a code fence" in text

@@ -48,6 +48,7 @@ def build_report(
     tuned_from: Mapping[str, str] | None = None,
     unavailable: Mapping[str, str] | None = None,
     families: Sequence[RunFamily] = (),
+    notes: Sequence[str] = (),
     catalogue: Catalogue | None = None,
     prices: PriceBook | None = None,
 ) -> Report:
@@ -106,7 +107,7 @@ def build_report(
         sensitivity=sensitivity,
         assumptions=assumptions_of(intake, chosen, now, incumbent, prior),
         risks=risks_of(intake, chosen, incumbent, measurement, today),
-        warnings=tuple(about_incumbent(intake.incumbent, incumbent, desk, now)),
+        warnings=(*about_incumbent(intake.incumbent, incumbent, desk, now), *notes),
         reproducibility=Reproducibility(
             inputs_sha256=_digest(intake, measurement, plans, families, facts, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),
