@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -20,26 +21,32 @@ PRELOADED = [
     *(f"trl.trainer.{method}_trainer" for method in ("dpo", "kto", "grpo")), "trl.experimental.orpo", "trl.experimental.cpo",
 ]  # fmt: skip
 
+LIMIT_S = 240
+KILLED = -signal.SIGKILL
+Moment = int | Literal["save", "validate", "result", "line"]
+What = Literal["kill", "cancel"]
+
 
 @contextmanager
-def forks() -> Iterator[Any]:
-    """A context of multiprocessing for ``attempt``."""
+def forks(cache: Path) -> Iterator[Any]:
+    """A context of multiprocessing for ``attempt``. ``cache``: the user's cache folder, as the workers see it."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in worker_environment().items():
             patch.setenv(name, value)
+        patch.setenv("TUNEPORT_CACHE", str(cache))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()  # with this environment
         yield context
 
 
-def attempt(context: Any, job: JobDir, kill_at: int | str | None = None) -> int:
-    """One worker's attempt at the job, in a process of its own; returns its exit code. ``kill_at`` as for ``work``."""
-    process = context.Process(target=work, args=(str(job.path), kill_at))
-    process.start()
-    process.join(120)
+def attempt(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill") -> int:
+    """One worker's attempt at the job, in a process of its own; returns its exit code. See ``work``."""
+    process = started(context, job, at, what)
+    process.join(LIMIT_S)
     code = process.exitcode
     if code is None:
         process.kill()
@@ -47,27 +54,52 @@ def attempt(context: Any, job: JobDir, kill_at: int | str | None = None) -> int:
     return int(code)
 
 
-def work(path: str, kill_at: int | str | None) -> None:
-    """A worker's whole life, cut short by kill -9 in the midst of writing its n-th event, or of "save", a checkpoint."""
-    from tuneport.local_backend import story, train
+def started(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill") -> Any:
+    """The process of an attempt that has begun."""
+    process = context.Process(target=work, args=(str(job.path), at, what))
+    process.start()
+    return process
 
-    written = 0
-    add_event, saved = JobDir.add_event, story.Story.on_save
 
-    def event(job: JobDir, *about: Any, **more: Any) -> None:
-        nonlocal written
-        written += 1
-        if written == kill_at:
-            with (job.path / "events.jsonl").open("a") as file:
-                file.write('{"at": "2026-')
+def work(path: str, at: Moment | None, what: What) -> None:
+    """A worker's whole life; at a moment of it something happens: kill -9, or the user cancels.
+
+    A moment is the writing of its n-th event, which a kill leaves torn; "save", before its second checkpoint is whole; "validate",
+    within its second validation; "result", before the adapter is written; or "line": it stands in line for a GPU.
+    """
+    from tuneport.local_backend import best, card, story, train
+
+    job, met = JobDir(Path(path)), 0
+
+    def met_at(moment: Moment) -> None:
+        if moment != at:
+            return
+        if what == "kill":
+            if isinstance(at, int):
+                with (job.path / "events.jsonl").open("a") as file:
+                    file.write('{"at": "2026-')
             os.kill(os.getpid(), signal.SIGKILL)
-        add_event(job, *about, **more)
+        job.ask("cancel")
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    def save(self: Any, *about: Any, **more: Any) -> None:
-        if kill_at == "save" and self.run.job.whole_checkpoints():  # the second: the first is there to go on from
-            os.kill(os.getpid(), signal.SIGKILL)
-        saved(self, *about, **more)
+    def before(owner: Any, name: str, when: Callable[[], None]) -> None:
+        done = getattr(owner, name)
 
-    JobDir.add_event = event  # type: ignore[method-assign]
-    story.Story.on_save = save  # type: ignore[method-assign]
-    os._exit(train.main([str(Path(path))]))
+        def patched(*about: Any, **more: Any) -> Any:
+            when()
+            return done(*about, **more)
+
+        setattr(owner, name, patched)
+
+    def event() -> None:
+        nonlocal met
+        met += 1
+        met_at(met)
+
+    before(JobDir, "add_event", event)
+    before(story.Story, "on_save", lambda: met_at("save") if job.whole_checkpoints() else None)
+    before(best.BestAdapter, "offer", lambda: met_at("validate") if (job.best / "best.json").exists() else None)
+    before(card, "save_result", lambda: met_at("result"))
+    if at == "line":
+        train.choose_device = lambda _: "cuda"
+    os._exit(train.main([path]))
