@@ -17,18 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneport.core.deployments import Deployments
-from tuneport.core.errors import DataError, LedgerError, ProviderError, TuneportError, UsageError
+from tuneport.core.errors import ProviderError, UsageError
 from tuneport.core.export_folder import claim
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
 from tuneport.core.keys import new_job_id
 from tuneport.core.ledger import JobRecord, Ledger, Step
-from tuneport.core.ledger.records import unread
 from tuneport.core.provider import OnProgress, OpenRows, Provider
 from tuneport.core.reading import Reader, offered
+from tuneport.core.reconciling import Reconciler
 from tuneport.core.retry import retrying, verdict
 from tuneport.core.submission import (
-    RESUME_FIX,
     Reconciled,
     Sleep,
     Submission,
@@ -76,6 +75,7 @@ class Engine:
         self._sleep = sleep
         self._clock = clock
         self._reader = Reader(ledger, self.provider_of, sleep)
+        self._reconciler = Reconciler(ledger, self.provider_of, open_rows, sleep)
         self.deployments = Deployments(ledger, self.provider_of, sleep=sleep, clock=clock)
 
     def provider_of(self, record: JobRecord) -> Provider:
@@ -132,7 +132,7 @@ class Engine:
         What was never made stays as it is, unless ``resume`` is set: then it is made now. Never raises for one job's
         provider: that is an outcome. Runs without ``resume`` at the start of every submit and watch.
         """
-        jobs = [self._reconcile(record, resume=resume) for record in self.ledger.unfinished_submissions()]
+        jobs = [self._reconciler.settle(record, resume=resume) for record in self.ledger.unfinished_submissions()]
         return jobs + self.deployments.reconcile(resume=resume)
 
     # Reading
@@ -214,7 +214,8 @@ class Engine:
                 on_update(update)
 
         watcher = Watcher(
-            self.ledger, self.provider_of, self._await_creation, sleep=self._sleep, clock=self._clock, on_update=looked, max_s=max_s
+            self.ledger, self.provider_of, self._reconciler.await_creation,
+            sleep=self._sleep, clock=self._clock, on_update=looked, max_s=max_s,
         )
         watcher.run(job_ids)
         return watcher
@@ -314,52 +315,6 @@ class Engine:
         return names
 
     # Inner parts
-
-    def _reconcile(self, record: JobRecord, *, resume: bool) -> Reconciled:
-        with self.ledger.claim(record.id) as held:
-            if held is None:
-                return Reconciled(record.id, "busy", "another process is submitting it")
-            record = self.ledger.get(record.id)  # it may have moved before the claim
-            try:
-                submission = Submission(self.ledger, self.provider_of(record), record.id, held, self._sleep)
-                return self._settle(record, submission, resume)
-            except LedgerError:
-                raise
-            except TuneportError as error:
-                now = self.ledger.get(record.id)
-                if now.state is JobState.FAILED:
-                    return Reconciled(record.id, "failed", now.message)
-                if isinstance(error, (DataError, UsageError)):
-                    self.ledger.note(record.id, str(error))
-                    return Reconciled(record.id, "interrupted", str(error))
-                self.ledger.read_failed(record.id, unread(error))
-                return Reconciled(record.id, "unreachable", str(error))
-
-    def _settle(self, record: JobRecord, submission: Submission, resume: bool) -> Reconciled:
-        if record.ref is not None or record.state.terminal:
-            return Reconciled(record.id, "adopted", "another process finished it")
-        may_exist = record.step is Step.CREATING
-        # Looked for even where create was not called when resuming: a read costs nothing, a second job does.
-        if (may_exist or resume) and submission.adopt(wait=False) is not None:
-            return Reconciled(record.id, "adopted")
-        if record.cancel_requested_at is not None and (not may_exist or submission.settled()):
-            self.ledger.ended_unmade(record.id, JobState.CANCELLED, "cancelled before it was created")
-            return Reconciled(record.id, "cancelled")
-        if resume:
-            check_sources(self.ledger, record)
-            submission.carry_out(self._open_rows(self.ledger.spec(record.id)))
-            return Reconciled(record.id, "resumed")
-        if may_exist and not submission.settled():
-            return Reconciled(record.id, "unsettled", f"{record.provider} shows no such job yet")
-        self.ledger.note(record.id, f"interrupted before it was created; nothing exists at {record.provider}; {RESUME_FIX}")
-        return Reconciled(record.id, "interrupted", RESUME_FIX)
-
-    def _await_creation(self, record: JobRecord) -> JobRecord:
-        """A job that is still being submitted. Raises UsageError when nobody is at it and it was not made."""
-        found = self._reconcile(record, resume=False)
-        if found.outcome == "interrupted":
-            raise UsageError(f"job {record.id} was interrupted before {record.provider} made it; nothing was spent", fix=RESUME_FIX)
-        return self.ledger.get(record.id)
 
     def _resume_paused(self, record: JobRecord, ref: str) -> None:
         record, error = self._reader.state(record, attempts=3)
