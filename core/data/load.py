@@ -62,8 +62,6 @@ def wrong_kind(path: str, found: RowFormat, method: Method) -> DataError | None:
         return None
     if found == "unpaired_preference" and "chat" in wanted:
         fix = "set data.format to prompt_completion to learn from every completion, or use method kto"
-    elif kind == "preference" and "unpaired_preference" in wanted:
-        fix = "write each pair as two rows {prompt, completion, label}, or use method dpo"
     else:
         methods = ", ".join(name for name, kinds in KINDS_FOR.items() if kind in kinds)
         fix = f"give it rows of that kind, or a method for {kind} rows ({methods})"

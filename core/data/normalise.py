@@ -33,16 +33,16 @@ KIND_OF: dict[RowFormat, Kind] = {
 }
 
 KINDS_FOR: dict[Method, frozenset[Kind]] = {
-    "sft": frozenset({"chat", "text"}),
+    "sft": frozenset({"chat"}),
     "distill": frozenset({"chat"}),
     "rft": frozenset({"chat"}),
     "dpo": frozenset({"preference"}),
     "orpo": frozenset({"preference"}),
     "simpo": frozenset({"preference"}),
-    "kto": frozenset({"unpaired_preference"}),
+    "kto": frozenset({"unpaired_preference", "preference"}),
     "cpt": frozenset({"text"}),
 }
-"""Kinds of rows that each method learns from."""
+"""Kinds of rows that each method learns from. KTO takes pairs too: each is one good and one bad answer."""
 
 _SHAPES: dict[RowFormat, str] = {
     "chat": '{"messages": [...]}',
