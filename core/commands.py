@@ -15,6 +15,7 @@ from tuneport.core.terminal import METHODS_HELP, ROW_FORMATS_HELP, JsonOption, e
 
 if TYPE_CHECKING:
     from tuneport.core.data.check import CheckReport
+    from tuneport.core.money import Range
 
 
 def check(
@@ -209,12 +210,17 @@ def prices(
     for p in found:
         band = f"{p.above_b or 0:g}–{p.upto_b:g}B" if p.upto_b else f">{p.above_b:g}B" if p.above_b else ""
         whose = "" if p.tuned is None else "tuned" if p.tuned else "base"
-        applies = (p.model or "", band, p.gpu or "", *sorted(p.methods or ()), *sorted(p.tunings or ()), whose, p.variant)
+        kept = f"kept {_exactly(p.ttl_minutes)} min" if p.ttl_minutes else ""
+        applies = (p.model or "", band, p.gpu or "", *sorted(p.methods or ()), *sorted(p.tunings or ()), whose, p.variant, kept)
         stale = staleness(p.source, date.today())
         age = f"{p.source.observed_on} {p.source.grade}" + (f" [yellow]{stale}[/]" if stale else "")
-        amount = terminal.usd_range(p.amount.low, p.amount.high)
         number = sources.setdefault(p.source.title, len(sources) + 1)
-        listing.add_row(p.provider, p.kind, " ".join(filter(None, applies)), amount, p.unit, age, f"({number})")
+        listing.add_row(p.provider, p.kind, " ".join(filter(None, applies)), f"${_exactly(p.amount)}", p.unit, age, f"({number})")
     terminal.console().print(listing)
     for title, number in sources.items():
         terminal.console().print(f"[dim]({number}) {escape(title)}[/]", highlight=False)
+
+
+def _exactly(amount: Range) -> str:
+    """A figure of the price book, or a range of them, unrounded."""
+    return f"{amount.low:g}" if amount.low == amount.high else f"{amount.low:g}–{amount.high:g}"

@@ -19,6 +19,7 @@ from tuneport.advisor.statistics import (
     clustered_difference,
     clustered_mean,
     detectable_difference,
+    effective_rows,
     kappa,
     mean_interval,
     micro_f1,
@@ -60,6 +61,10 @@ def test_rows_that_repeat_each_other_add_no_certainty() -> None:
 
 def test_clusters_without_spread_keep_a_width() -> None:
     assert clustered_mean([1.0] * 6, "aabbcc").low < 0.5
+    right = [1.0, 0.0] * 20
+    assert effective_rows(right * 5, [*range(40)] * 5) == 39  # forty rows, told five times (G - 1 for the unknown mean)
+    assert effective_rows([1.0] * 6, "aabbcc") == 3
+    assert effective_rows(right, range(40)) == 39
     assert clustered_mean([1.0, 0.0], "aa").n == 2
     one, p_value = clustered_difference([0.0, 0.0], [1.0, 1.0], "aa")
     assert (one.low, one.high, p_value) == (-1, 1, 1)

@@ -109,11 +109,12 @@ def _money(before: Report, after: Report) -> Iterator[Change]:
 def _quality(before: Report, after: Report) -> Iterator[Change]:
     def read(report: Report) -> dict[str, str]:
         evidence = report.evidence
+        curve = {"learning curve": report.curve.says} if report.curve else {}
         if evidence is None:
-            return {}
+            return curve
         metric = evidence.metric
         scores = {f"{a.name}, {plain(metric)}": interval(a.metrics[metric]) for a in evidence.arms if metric in a.metrics}
-        return {"test rows": f"{evidence.rows} ({evidence.suite_sha256[:8]})", **scores}
+        return {"test rows": f"{evidence.rows} ({evidence.suite_sha256[:8]})", **scores, **curve}
 
     return _differs("quality", read(before), read(after))
 
@@ -138,7 +139,7 @@ def _offers(before: Report, after: Report) -> Iterator[Change]:
 
 def _inputs(before: Report, after: Report) -> Iterator[Change]:
     def read(report: Report) -> dict[str, str]:
-        stated = {a.what: f"{a.value} ({a.source})" for a in report.assumptions if a.what != "Note on the offer"}
+        stated = {a.what: f"{a.value} ({a.source})" for a in report.assumptions if not a.what.startswith("Note on ")}
         return {
             **stated,
             "seed": str(report.reproducibility.seed),

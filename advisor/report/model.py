@@ -180,7 +180,7 @@ class Report(_Frozen):
     sensitivity: Sensitivity | None
     assumptions: tuple[Assumption, ...]
     risks: tuple[Risk, ...]
-    warnings: tuple[str, ...] = ()  # of the decision file
+    warnings: tuple[str, ...] = ()  # of the decision file and of the ledger
     reproducibility: Reproducibility
 
 
