@@ -194,7 +194,7 @@ def _training_tokens(job: Path | None, tokenizer: Any, model: Any) -> Iterator[l
 
 def _divergence(wanted: Any, got: Any) -> float:
     """Mean Kullback-Leibler divergence of next-token distributions, in nats per token."""
-    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+    return max(0.0, float((wanted.exp() * (wanted - got)).sum(-1).mean()))  # rounding can bring it below
 
 
 def main(arguments: list[str]) -> int:

@@ -1,7 +1,7 @@
 """Serving by vLLM, where it is installed and there is a GPU: one base, its adapters by name, adapters added and removed while it runs.
 
-Flags, ranks and endpoints are those of vLLM's source (``vllm/entrypoints/openai/cli_args.py``, ``vllm/config/lora.py``,
-``vllm/entrypoints/openai/models/serving.py``), read on 2026-11-22. vLLM runs in a process of its own; nothing of it is imported.
+Flags, ranks and endpoints are those of the source of vLLM 0.33.0 (``entrypoints/common/cli_args.py``, ``config/lora.py``,
+``entrypoints/serve/lora``, ``lora/peft_helper.py``; read 2026-11-22). vLLM runs in a process of its own; nothing of it is imported.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ def _unfit(config: ServerConfig) -> str:
             return f"{one.name} is no LoRA adapter ({kind})"
         if settings.get("use_dora"):
             return f"{one.name} is a DoRA adapter, which vLLM does not take; merged it can (tuneport export --merge)"
-        if settings.get("modules_to_save"):
-            return f"{one.name} holds whole modules beside its LoRA matrices"
+        if settings.get("modules_to_save") or settings.get("lora_bias") or settings.get("bias", "none") != "none":
+            return f"{one.name} holds whole modules or biases beside its LoRA matrices"
         if _rank(one) > RANKS[-1]:
             return f"{one.name} has rank {_rank(one)}, and vLLM takes {RANKS[-1]} at most"
     if len({_template(one) for one in config.models}) > 1:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """A stand-in for the ``vllm`` command: takes the arguments that ``vllm serve`` takes and speaks its endpoints, without any model.
 
-The arguments are those of vLLM's own parser that matter here (``entrypoints/openai/cli_args.py``, ``engine/arg_utils.py``,
+The arguments are those of vLLM's own parser that matter here (0.33.0: ``entrypoints/common/cli_args.py``, ``engine/arg_utils.py``,
 ``config/lora.py``; read 2026-11-22): an unknown flag, a rank that is no choice or a template that is not there ends it with status 2.
 Answers say which adapter was asked, from where, and with which template.
 """
