@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
+
 from tuneport.core.errors import LedgerError
 from tuneport.core.ledger import Ledger
 from tuneport.core.plan import Plan
@@ -12,10 +14,7 @@ from tuneport.core.submission import earlier_uploads
 
 def asked(place: Provider, spec: JobSpec, plan: Plan) -> Plan:
     """The plan after ``Provider.online``, with the files that an earlier job of the ledger (if there is one) has uploaded there."""
-    try:
-        ledger = Ledger.open(create=False)
+    files: dict[str, str] = {}
+    with suppress(LedgerError), closing(Ledger.open(create=False)) as ledger:  # it may better the answer, and is not needed for one
         files = earlier_uploads(ledger, spec, plan)
-        ledger.close()
-    except LedgerError:  # the ledger may make an answer better, and is not needed for one
-        files = {}
     return place.online(plan, files)

@@ -43,7 +43,10 @@ def watch(
     if jobs and len(jobs) == 1:
         follow_job(find_job(jobs[0]))
         return
-    found = [find_job(name) for name in jobs] if jobs else [job for job in tuneport.jobs(None) if not job.state.terminal]
+    found = [find_job(name) for name in jobs or ()]
+    if everything:
+        with suppress(NoLedgerError):
+            found = tuneport.engine(create=False).jobs(limit=None, states=[state for state in JobState if not state.terminal])
     if found:
         _follow_many(tuneport.engine(create=False), found)
     else:

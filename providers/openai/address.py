@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tuneport.core.plan import Plan
+from tuneport.providers import exchange
+from tuneport.providers.exchange import at, option
 
 URL_VARIABLE = "OPENAI_BASE_URL"
 OWN_HOST = "api.openai.com"
@@ -24,12 +26,11 @@ class Address:
     @classmethod
     def of_plan(cls, plan: Plan) -> Address:
         """The service that the spec names in options.openai.base_url; it stands in the plan's outcomes."""
-        named = next((o.value for o in plan.outcomes if o.path == "options.openai.base_url"), None)
-        return cls(str(named) if named else None)
+        return cls(option(plan, "base_url"))
 
     def mark(self, name: str) -> str:
         """A job's id, or a model's name, as it is given out."""
-        return f"{name}@{self.base_url}" if self.base_url else name
+        return at(name, self.base_url)
 
     @property
     def is_openai(self) -> bool:
@@ -47,5 +48,5 @@ class Address:
 
 def split(marked: str) -> tuple[str, Address]:
     """A marked id or name as (what the service calls it, where it lives)."""
-    name, mark, url = marked.partition("@http")
-    return name, Address(f"http{url}" if mark else None)
+    name, url = exchange.split(marked)
+    return name, Address(url)
