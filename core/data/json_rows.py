@@ -53,7 +53,7 @@ def shown(value: object) -> str:
     """A short, safe picture of a value for an error message; personal data is masked."""
     from tuneport.core.data.patterns import hide  # noqa: PLC0415 - compiles patterns that only faults need
 
-    text = hide(repr(value)[:1_000])
+    text = hide(repr(value)[:4_000])
     return text if len(text) <= 60 else text[:57] + "..."
 
 
