@@ -11,6 +11,7 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,8 @@ QUANTISED = 0.516
 """Bytes of a weight in NF4 with doubly quantised scales: half a byte, and 0.127 bits of scales (Dettmers et al. 2023)."""
 UNPACKED = 0.45
 """Bytes per quantised weight that bitsandbytes' own layers hold beside it while activations are kept: fitted to LitGPT's rows."""
+LOGITS_PIECE = 2**27
+"""Bytes of fp32 logits for which the padded pass takes its loss at a time."""
 BAND = 0.22
 """Half width of the range, as a share: the largest error of the component model against published unquantised runs."""
 
@@ -132,6 +135,7 @@ class Setup:
     width: int = 2  # bytes per number of the base
     activation_factor: float = 34  # bytes per token, hidden unit and layer in bf16; 24 when compiled
     logits: float = 1.0  # share of the logits that exists at a time
+    logits_bytes: float = inf  # and the most of them, where the loss is taken in pieces
 
 
 def memory_bytes(setup: Setup) -> Range | None:
@@ -150,6 +154,6 @@ def memory_bytes(setup: Setup) -> Range | None:
     unit = setup.rows * setup.tokens * shape.hidden * setup.width / 2
     full = setup.activation_factor * unit
     activations = 2 * unit * shape.layers + full if setup.checkpointing else full * shape.layers
-    logits = 12.0 * setup.rows * setup.tokens * shape.vocabulary * setup.logits
+    logits = min(12.0 * setup.rows * setup.tokens * shape.vocabulary * setup.logits, setup.logits_bytes)
     total = weights + setup.state * setup.trained + activations + logits
     return Range(low=(1 - BAND) * total, high=(1 + BAND) * total)

@@ -1,17 +1,27 @@
 """Which GPU a job needs: its peak memory and time on each kind of ``hardware.yaml``, before anything is loaded.
 
 SFT of Llama-family models by low-rank adapters adapts itself to the memory there is (``room``); every other job is taken for a
-usual training script with gradient checkpointing (``estimate``).
+usual training script (``estimate``), with gradient checkpointing where it would not fit without.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import log, sqrt
+from math import inf, log, sqrt
 
 from tuneport.core.money import Range
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.estimate import GIB, QUANTISED, Hardware, Setup, adapter_parameters, facts, hardware_of, memory_bytes
+from tuneport.local_backend.estimate import (
+    GIB,
+    LOGITS_PIECE,
+    QUANTISED,
+    Hardware,
+    Setup,
+    adapter_parameters,
+    facts,
+    hardware_of,
+    memory_bytes,
+)
 from tuneport.local_backend.models import Shape
 from tuneport.local_backend.room import FAMILIES, MARGIN, START_COST, choose_room, footprint
 
@@ -83,21 +93,44 @@ def fit(config: TrainConfig, shape: Shape | None, load: Load, machine: Hardware)
     note = "" if shape is not None and shape.hidden is not None else "sizes of a typical model with as many parameters"
     if packs(config, whole):
         return _packed(config, whole, load, machine, trained, note)
-    setup = Setup(
-        whole,
-        trained,
-        config.micro_batch_size,
-        load.longest,
-        four_bit=config.adapter.kind == "qlora",
-        checkpointing=True,
-        width=4 if config.dtype == "fp32" else 2,
-        logits=0.2 if config.method in ("sft", "cpt") else 1.0,
-    )
-    need = memory_bytes(setup)
+    need = memory_bytes(padded(config, whole, trained, load.longest))
+    if need is not None and need.high > memory - CONTEXT and recomputes(config):
+        need = memory_bytes(padded(config, whole, trained, load.longest, checkpointing=True))
     if need is None:
         return Fit(name, memory, None, None, 1.0, "the model's sizes are unknown")
+    need = need + Range(low=CONTEXT, high=CONTEXT)
     fits = None if need.low < memory <= need.high else need.high < memory
     return Fit(name, memory, need, fits, 1.0, note)
+
+
+def recomputes(config: TrainConfig) -> bool:
+    """Can activations be computed again to save memory? A learnt prefix is a cache, and recomputation knows no cache."""
+    return config.adapter.kind != "prefix"
+
+
+def padded(config: TrainConfig, shape: Shape, trained: float, longest: int, *, checkpointing: bool = False, loaded: bool = False) -> Setup:
+    """What every pass but the packed one takes: rows padded to the longest of their micro-batch, of ``longest`` tokens at most.
+
+    ``loaded``: the weights lie in memory already, and only what comes on top is asked for.
+    """
+    sequences = config.micro_batch_size
+    if config.rewards:  # the rows are the prompts of several answers each
+        sequences, longest = sequences * config.rewards.samples_per_prompt, longest + config.rewards.max_output_tokens
+    elif config.method in ("dpo", "orpo", "simpo"):
+        sequences *= 2
+    full = config.adapter.kind == "full"  # all that learns are the weights themselves, in fp32
+    state = (12 if loaded else 16) + (4 if config.method in ("dpo", "kto") else 0) if full else 16  # with the reference beside them
+    return Setup(
+        replace(shape, parameters=0.0) if full or loaded else shape,
+        trained,
+        sequences,
+        longest,
+        state=state,
+        four_bit=config.adapter.kind == "qlora" and not loaded,
+        checkpointing=checkpointing,
+        width=4 if config.dtype == "fp32" else 2,
+        logits_bytes=4 * LOGITS_PIECE if config.method in ("sft", "cpt") else inf,
+    )
 
 
 def _packed(config: TrainConfig, shape: Shape, load: Load, machine: Hardware, trained: float, note: str) -> Fit:

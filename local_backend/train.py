@@ -363,23 +363,18 @@ def _quieten() -> None:
 
 def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: list[Any]) -> bool:
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
-    if device == "cpu" or config.adapter.kind == "prefix":  # a learnt prefix is a cache, and recomputation knows no cache
-        return False
-    from tuneport.local_backend.estimate import Setup, memory_bytes  # noqa: PLC0415
+    from tuneport.local_backend.estimate import memory_bytes  # noqa: PLC0415
+    from tuneport.local_backend.fit import padded, recomputes  # noqa: PLC0415
     from tuneport.local_backend.models import Shape  # noqa: PLC0415
     from tuneport.local_backend.packed_trainer import free_memory  # noqa: PLC0415
 
+    if device == "cpu" or not recomputes(config):
+        return False
     text = model.config.get_text_config()
-    if config.adapter.rank is None or not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
+    if not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
         return True
-    shape = Shape(0.0, hidden=text.hidden_size, layers=text.num_hidden_layers, vocabulary=text.vocab_size)  # the weights are there already
-    sequences, longest = config.micro_batch_size, max(row.tokens for row in rows)
-    if config.rewards:  # the rows are the prompts of several answers each
-        sequences, longest = sequences * config.rewards.samples_per_prompt, longest + config.rewards.max_output_tokens
-    elif config.method in ("dpo", "orpo", "simpo"):
-        sequences = 2 * sequences
-    width = 4 if config.dtype == "fp32" else 2
-    need = memory_bytes(Setup(shape, _learning(model, config), sequences, longest, width=width))
+    shape = Shape(0.0, hidden=text.hidden_size, layers=text.num_hidden_layers, vocabulary=text.vocab_size)
+    need = memory_bytes(padded(config, shape, _learning(model, config), max(row.tokens for row in rows), loaded=True))
     return need is None or need.high > free_memory()
 
 
@@ -391,6 +386,8 @@ def _learning(model: Any, config: TrainConfig) -> int:
 
     if config.method in SUPERVISED:
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if config.adapter.kind == "full":
+        return sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings()
     layers = [layer for layer in model.modules() if isinstance(layer, Linear) and layer is not head]
     return int(sum(layer.in_features + layer.out_features for layer in layers)) * (config.adapter.rank or 0)

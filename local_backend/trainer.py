@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from tuneport.local_backend.best import BestAdapter
 from tuneport.local_backend.chat import IGNORED
 from tuneport.local_backend.config import TrainConfig
+from tuneport.local_backend.estimate import LOGITS_PIECE
 from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.models import pad_token
 from tuneport.local_backend.packed_trainer import FastPass, PackedTrainer, packed_validation_loss
@@ -27,6 +29,8 @@ from tuneport.local_backend.prefix import share_prefix
 from tuneport.local_backend.schedule import total_steps
 from tuneport.local_backend.story import Story
 
+BEHIND_THE_HEAD = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+"""Settings of models (Gemma 2, Granite, Cohere) that change the logits behind the vocabulary's matrix: these are not taken in pieces."""
 VALIDATION_FACTOR = 4
 """Rows of a validation batch for each row of a training batch: without gradients there is room for more."""
 
@@ -71,19 +75,38 @@ def collate(rows: Sequence[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]
 def label_loss(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, int]:
     """(sum of the loss over the labelled tokens in nats, how many they are).
 
-    The vocabulary's matrix is applied at positions that predict a label only: with loss on completions, most predict none.
+    The vocabulary's matrix is applied at positions that predict a label only: with loss on completions, most predict none. Where
+    many do, it is applied to pieces of them, each computed again for its gradient, so that logits never fill the memory.
     Virtual tokens of prompt tuning stand before the others, which are counted from the end.
     """
     labels = inputs["labels"][:, 1:]
     wanted = labels != IGNORED
+    targets = labels[wanted]
     head = model.get_output_embeddings()
-    selecting = head.register_forward_pre_hook(lambda _, given: (given[0][:, -labels.shape[1] - 1 : -1][wanted][None], *given[1:]))
+    config = model.config.get_text_config()
+    size = max(1, LOGITS_PIECE // (4 * config.vocab_size))
+    whole = len(targets) <= size or any(getattr(config, name, None) not in (None, 1, 1.0) for name in BEHIND_THE_HEAD)
+    states: list[torch.Tensor] = []
+
+    def select(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        chosen = given[0][:, -labels.shape[1] - 1 : -1][wanted]
+        states.append(chosen)
+        return ((chosen if whole else chosen[:1])[None], *given[1:])
+
+    selecting = head.register_forward_pre_hook(select)
     try:
         logits = model(**{name: value for name, value in inputs.items() if name != "labels"}, use_cache=False).logits
     finally:
         selecting.remove()
-    targets = labels[wanted]
-    return cross_entropy(logits[0].float(), targets, reduction="sum"), targets.numel()
+    if whole:
+        return cross_entropy(logits[0].float(), targets, reduction="sum"), len(targets)
+
+    def piece(state: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return cross_entropy(head(state[None])[0].float(), target, reduction="sum")
+
+    parts = zip(states[0].split(size), targets.split(size), strict=True)
+    losses = [checkpoint(piece, *part, use_reentrant=False) if torch.is_grad_enabled() else piece(*part) for part in parts]
+    return torch.stack(losses).sum(), len(targets)
 
 
 class LocalTrainer(Planned, SFTTrainer):

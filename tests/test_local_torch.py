@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from tuneport.core.errors import ProviderError  # noqa: E402
+from tuneport.local_backend import trainer  # noqa: E402
 from tuneport.local_backend.chat import IGNORED  # noqa: E402
 from tuneport.local_backend.config import Adapter  # noqa: E402
 from tuneport.local_backend.decode import Prompt, common_prefix, decode  # noqa: E402
@@ -155,3 +156,20 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(b"a pickle is never opened")
     with pytest.raises(ProviderError, match="cannot be loaded"):
         load_model(str(folder), dtype="fp32", device="cpu", training=False)
+
+
+def test_a_loss_in_pieces_is_the_loss(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = rows(4, 6)
+    found = []
+    for most in (trainer.LOGITS_PIECE, 4 * 269 * 3):  # all at once, three positions at a time
+        monkeypatch.setattr(trainer, "LOGITS_PIECE", most)
+        model = adapted(folder)
+        total, count = label_loss(model, inputs)
+        (total / count).backward()
+        with torch.no_grad():
+            again = label_loss(model, inputs)[0]
+        found.append((total.item(), again.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-6)
+    assert torch.allclose(found[0][2], found[1][2], atol=1e-7)
+    model.config.final_logit_softcapping = 3.0  # acts behind the matrix, so everything goes through the model
+    assert label_loss(model, inputs)[0].item() == pytest.approx(found[0][0], rel=1e-6)
