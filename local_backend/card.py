@@ -126,6 +126,7 @@ def model_card(run: Run, best: BestAdapter) -> str:
         "## Training",
         f"- method: {config.method}" + (f", loss on {config.loss_on}" if config.method == "sft" else ""),
         f"- tuning: {_tuning_words(config.adapter)}",
+        *([f"- trained further from the adapter in `{config.parent.path}` (weights {config.parent.digest})"] if config.parent else []),
         f"- {run.steps} steps of {config.batch_size} rows, learning rate {config.learning_rate:g} ({config.scheduler}), seed {config.seed}",
         f"- {len(run.train)} training sequences, {len(run.validation)} validation sequences",
     ]

@@ -38,6 +38,13 @@ class Adapter(_Part):
         return self.kind in LOW_RANK
 
 
+class ParentAdapter(_Part):
+    """The earlier adapter that the run begins with, in place of a fresh one."""
+
+    path: str  # of its folder when the job was planned; the job keeps a copy
+    digest: str  # of its weights: another adapter makes another job
+
+
 class EarlyStop(_Part):
     """Stop after ``patience`` evaluations in which the validation loss did not fall by more than ``min_delta``."""
 
@@ -86,6 +93,7 @@ class TrainConfig(_Part):
     model: Annotated[str, Field(min_length=1)]  # what ``local_backend.models.locate`` understands
     method: Method = "sft"
     adapter: Adapter
+    parent: ParentAdapter | None = None  # None: a fresh adapter on the base
     preference: PreferenceLoss | None = None  # of dpo, kto, orpo and simpo
     rewards: Rewards | None = None  # of rft
     epochs: Annotated[float | None, Field(gt=0)] = None  # exactly one of epochs and steps is set

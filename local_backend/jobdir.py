@@ -2,6 +2,7 @@
 
     config.json      the resolved configuration (``TrainConfig``), written once
     train.jsonl      {"messages": [...], "tools": [...]} per line; validation.jsonl likewise, when there are such rows
+    parent/          the earlier adapter that training goes on from, when there is one
     worker.lock      locked by the worker as long as it lives; the kernel frees it however the worker ends
     worker.json      process id of the last worker, and which attempt it was
     request          "cancel" or "pause" when the user asked the worker to stop
@@ -93,6 +94,7 @@ class JobDir:
         self.config = path / "config.json"
         self.log = path / "worker.log"
         self.checkpoints = path / "checkpoints"
+        self.parent = path / "parent"
         self.best = path / "best"
         self.adapter = path / "adapter"
         self.chat_template = path / "chat_template.jinja"

@@ -85,9 +85,14 @@ def _make(base: type, config: Any, run: Run, **settings: Any) -> Any:
         train_dataset=_dataset(run.train),
         eval_dataset=_dataset(run.validation) if run.validation else None,
         processing_class=run.tokenizer,
-        peft_config=peft_config(run.config.adapter),
+        peft_config=_fresh(run),
         **settings,
     )
+
+
+def _fresh(run: Run) -> Any:
+    """PEFT's configuration of a fresh adapter; None where an earlier one learns further: TRL takes its state now as the reference."""
+    return None if run.config.parent else peft_config(run.config.adapter)
 
 
 def _reference(run: Run) -> dict[str, Any]:
@@ -228,7 +233,7 @@ def _rft(run: Run) -> Any:
         # A prompt is known by its number: the tokens stay with the run, so that no tokenizer sees them twice.
         train_dataset=Dataset.from_list([{"prompt": str(i), "row": i} for i in range(len(run.train))]),
         processing_class=run.tokenizer,
-        peft_config=peft_config(run.config.adapter),
+        peft_config=_fresh(run),
     )
 
 

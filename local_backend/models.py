@@ -348,15 +348,18 @@ def stored_precision(folder: str, *, trust: bool = False) -> str:
     return "bf16" if dtype.endswith("bfloat16") else "fp32"
 
 
-def load_adapter(model: Any, folder: Path) -> Any:
-    """The model with a LoRA adapter from safetensors in front. Raises ProviderError when it does not fit this base."""
+def load_adapter(model: Any, folder: Path, *, train_as: Any = None) -> Any:
+    """The model with an adapter from safetensors in front. Raises ProviderError when it does not fit this base.
+
+    ``train_as``: PEFT's configuration by which the adapter is to learn further.
+    """
     from peft import PeftModel  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
     if not (folder / "adapter_model.safetensors").exists():
         raise ProviderError(f"{folder} holds no adapter_model.safetensors", fix="name a finished job or an adapter folder")
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        return PeftModel.from_pretrained(model, str(folder), config=train_as, is_trainable=train_as is not None).eval()
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         what = f"the adapter in {folder} does not fit this base model ({_first_line(error)})"
         raise ProviderError(what, fix="use the base it was trained on", retry="no") from error

@@ -25,6 +25,7 @@ from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState
 from tuneport.local_backend.libraries import loading, not_needed
 from tuneport.local_backend.models import (
+    check_base,
     check_vocabulary,
     choose_device,
     load_model,
@@ -200,10 +201,10 @@ class Worker:
         rows["train"] = _share(rows["train"], config.train_share, config.seed)
         if not rows["train"]:
             raise DataError("the job has no training rows", fix="check data.train")
-        fast = None
-        if config.method in SUPERVISED:
-            model = self._adapted(model, config)
-            fast = self._fast_pass(model, config, rows["train"]) if device == "cuda" and config.adapter.low_rank else None
+        if config.method in SUPERVISED or config.parent:
+            model = self._adapted(model, config, folder)
+        packs = config.method in SUPERVISED and device == "cuda" and config.adapter.low_rank
+        fast = self._fast_pass(model, config, rows["train"]) if packs else None
         return Run(
             config=config,
             job=self.job,
@@ -247,15 +248,20 @@ class Worker:
         if self._turn is None:
             self._turn = take_turn(device, self.job, waiting)
 
-    def _adapted(self, model: Any, config: TrainConfig) -> Any:
+    def _adapted(self, model: Any, config: TrainConfig, folder: str) -> Any:
         from tuneport.local_backend.lora import speed_up  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
         from tuneport.local_backend.norm import speed_up_norms  # noqa: PLC0415
         from tuneport.local_backend.tuning import adapt  # noqa: PLC0415
 
-        model = adapt(model, config.adapter, config.seed)
-        fused = speed_up(model) + speed_up_norms(model)
+        parent = self.job.parent if config.parent else None
+        if parent is not None:
+            check_base(parent, folder)
+        model = adapt(model, config.adapter, config.seed, parent)
+        fused = speed_up(model) + speed_up_norms(model) if config.method in SUPERVISED else 0
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        self._note(f"{trainable:,} trainable parameters ({config.adapter.kind}); {fused} fused layers")
+        start = f", trained further from {config.parent.path}" if config.parent else ""
+        self._note(f"{trainable:,} trainable parameters ({config.adapter.kind}{start}); {fused} fused layers")
         return model
 
     # -- what the others see -------------------------------------------------------------------------------------------
@@ -384,7 +390,7 @@ def _learning(model: Any, config: TrainConfig) -> int:
 
     from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
 
-    if config.method in SUPERVISED:
+    if config.method in SUPERVISED or config.parent:
         return sum(p.numel() for p in model.parameters() if p.requires_grad)
     if config.adapter.kind == "full":
         return sum(p.numel() for p in model.parameters())

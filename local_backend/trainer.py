@@ -41,7 +41,7 @@ class Run:
 
     config: TrainConfig
     job: JobDir
-    model: Any  # in sft and cpt with its adapter; the other methods' trainers make theirs
+    model: Any  # with its adapter in sft, cpt and where an earlier one learns further; the other methods' trainers make theirs
     folder: str  # where the base model lies, or its hub id
     tokenizer: Any
     stops: frozenset[int]  # tokens that end an answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig,
 
 from tuneport.core.errors import ProviderError
 from tuneport.local_backend.config import Adapter
+from tuneport.local_backend.models import load_adapter
 
 
 def peft_config(adapter: Adapter) -> PeftConfig | None:
@@ -28,12 +30,17 @@ def peft_config(adapter: Adapter) -> PeftConfig | None:
     return virtual(num_virtual_tokens=adapter.virtual_tokens, task_type="CAUSAL_LM") if virtual else None
 
 
-def adapt(model: Any, adapter: Adapter, seed: int) -> Any:
-    """The model ready to learn: with a fresh adapter, seeded, or all of it. Raises ProviderError when a target module does not exist."""
+def adapt(model: Any, adapter: Adapter, seed: int, parent: Path | None = None) -> Any:
+    """The model ready to learn: with a fresh adapter, seeded, with the earlier one in the folder ``parent``, or all of it.
+
+    Raises ProviderError when a target module does not exist, or the earlier adapter does not fit the model.
+    """
     config = peft_config(adapter)
     if config is None:
         return model.requires_grad_(True)
     torch.manual_seed(seed)
+    if parent is not None:
+        return load_adapter(model, parent, train_as=config)
     try:
         return get_peft_model(model, config)
     except ValueError as error:

@@ -12,7 +12,9 @@ from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
 from tuneport.core.data.rows import Kind, Row
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
+from tuneport.local_backend.config import ParentAdapter
 from tuneport.local_backend.jobdir import JobDir
+from tuneport.local_backend.parent import keep
 from tuneport.local_backend.records import write_records
 from tuneport.providers.local.compile import compile_plan
 
@@ -48,11 +50,12 @@ def rows(method: str, role: str, count: int = 8) -> Iterator[Row]:
                 yield Row("chat", *where, (*asked, good))
 
 
-def plan_of(method: str, kind: str, model: Path, *, dtype: str = "fp32", **changes: Any) -> Plan:
+def plan_of(method: str, kind: str | None, model: Path, *, dtype: str = "fp32", earlier: str | None = None, **changes: Any) -> Plan:
     document: dict[str, Any] = {
         "model": {"local": str(model)},
         "method": method,
         "data": {"train": "train.jsonl", "validation": "validation.jsonl"},
+        "continue_from": earlier,
         "tuning": {"kind": kind},
         "training": {"steps": STEPS, "batch_size": 4, "gradient_accumulation": 2},
         "evaluation": {"evaluations": 1, "checkpoints": 1},
@@ -69,13 +72,15 @@ def plan_of(method: str, kind: str, model: Path, *, dtype: str = "fp32", **chang
 
 
 def made(plan: Plan, folder: Path, held: Iterator[Row] | None = None) -> JobDir:
-    """A job's folder before its worker starts. ``held``: other validation rows than the method's own."""
+    """A job's folder before its worker starts, as the provider makes it. ``held``: other validation rows than the method's own."""
     assert not plan.refusals, plan.refusals
     job = JobDir(folder)
     folder.mkdir(parents=True)
     method: Any = plan.payload["method"]
     for role in ("train", "validation"):
         write_records(job.rows(role), held if held and role == "validation" else rows(method, role), method)
+    if plan.payload["parent"]:
+        keep(ParentAdapter.model_validate(plan.payload["parent"]), job.parent)
     job.config.write_text(json.dumps(plan.payload))
     return job
 

@@ -90,7 +90,7 @@ def test_a_multiplier_is_a_factor_on_the_shown_default_and_never_the_rate_itself
         ({"evaluation": {"evaluations": 0, "early_stopping": {"patience": 1}}}, "evaluation.early_stopping.patience", "evaluations is 0"),
         ({"options": {"local": {"wandb_mode": "online"}}}, "options.local.wandb_mode", "does not name wandb"),
         ({"options": {"local": {"mlflow_uri": "sqlite:///x.db"}}}, "options.local.mlflow_uri", "does not name mlflow"),
-        ({"continue_from": "local:x"}, "continue_from", "from the base model"),
+        ({"continue_from": "local:x"}, "continue_from", "no job and no folder x"),
     ],
 )
 def test_what_cannot_be_done_is_refused_with_its_reason(document: dict[str, Any], path: str, reason: str) -> None:

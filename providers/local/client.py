@@ -33,6 +33,7 @@ from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.estimate import detect_hardware
 from tuneport.local_backend.jobdir import JobDir, WorkerState, holds_adapter, holds_model, write_atomically
 from tuneport.local_backend.models import base_of, locate, packaged_name, require_training_stack
+from tuneport.local_backend.parent import keep
 from tuneport.local_backend.process import start_generation, start_worker, worker_fault
 from tuneport.local_backend.records import write_records
 from tuneport.local_backend.tracking import require_trackers
@@ -86,7 +87,7 @@ class LocalProvider:
 
     def compile(self, spec: JobSpec, data: JobData, today: date | None = None) -> Plan:
         """The exact training configuration for this machine."""
-        return compile_plan(spec, data, today)
+        return compile_plan(spec, data, today, jobs=self._root())
 
     def online(self, plan: Plan, files: Mapping[str, str] | None = None) -> Plan:  # noqa: ARG002
         """The plan with a warning (code "online") for what is missing on this machine."""
@@ -137,6 +138,8 @@ class LocalProvider:
             config = config.model_copy(update={"model": str(source.path.absolute())})  # the worker runs elsewhere
         if config.chat_template is not None:
             _copy_template(Path(config.chat_template), job.chat_template)
+        if config.parent is not None:
+            keep(config.parent, job.parent)
         write_atomically(job.config, config.model_dump_json(indent=2) + "\n")
         start_worker(job, gpu=_wants_gpu(config))
         return self._remote(job)

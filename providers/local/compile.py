@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from datetime import date
 from functools import partial
 from operator import eq
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
 from tuneport.core.catalogue import Offering, lifetime_warnings, load_catalogue
 from tuneport.core.data.facts import DatasetFacts, Feature, JobData
+from tuneport.core.errors import ProviderError
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
@@ -23,6 +25,7 @@ from tuneport.local_backend.estimate import GIB, Hardware, Setup, adapter_parame
 from tuneport.local_backend.fit import Fit, Load, fit, kinds, packs
 from tuneport.local_backend.grader import grader_fault
 from tuneport.local_backend.models import Shape, packaged_models, packaged_name, shape_of
+from tuneport.local_backend.parent import Parent, find_parent
 from tuneport.local_backend.records import RECORD
 from tuneport.local_backend.schedule import total_steps
 from tuneport.local_backend.support import local_facts, refused_combination
@@ -31,7 +34,6 @@ from tuneport.providers.common import DataRules, file_tokens, refuse_unfit_data,
 OPERATION = "python -m tuneport.local_backend.train JOBDIR"
 
 UNSUPPORTED: Mapping[str, str] = {
-    "continue_from": "this version starts every adapter from the base model",
     "training.packing": "rows are packed by themselves where that changes nothing: SFT of Llama-family models on a GPU",
     "reinforcement.reasoning_effort": "a local model has no setting for its reasoning effort",
     "distillation": "the local backend writes no teacher's answers",
@@ -76,8 +78,10 @@ LEARNING_RATES: tuple[tuple[float, float, str], ...] = (
 UNKNOWN_SIZE_RATE = (2e-4, "field guide's worked example; the model's size is unknown before it is loaded")
 
 
-def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardware: Hardware | None = None) -> Plan:
-    """The plan of this spec on this machine. ``hardware`` is detected when None.
+def compile_plan(
+    spec: JobSpec, data: JobData, today: date | None = None, hardware: Hardware | None = None, jobs: Path | None = None
+) -> Plan:
+    """The plan of this spec on this machine. ``hardware`` is detected when None; ``jobs`` is where the folders of earlier jobs lie.
 
     Raises CatalogueError when the base model is neither known, nor a path, nor of the form of a hub id.
     """
@@ -90,7 +94,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None, hardwa
     _method(fields)
     if not fields.refused("method"):  # what the rows of a refused method hold is beside the point
         refuse_unfit_data(fields, data, _data_rules(spec))
-    config = _config(fields, data, offering, shape, machine)
+    config = _config(fields, data, offering, shape, machine, _parent(fields, offering, jobs))
     load = _load(config, data.train)
     here = fit(config, shape, load, machine) if machine.gpu else None
     time = _time(config, data, shape, machine, here)
@@ -151,8 +155,32 @@ class _Resolver:
         return default if sent is None else sent
 
 
-def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware) -> TrainConfig:
+def _parent(fields: Fields, offering: Offering, jobs: Path | None) -> Parent | None:
+    """The earlier adapter that the job begins with; None for a fresh one, and when it is refused."""
+    earlier = fields.peek("continue_from")
+    parent = None
+    if earlier is not None:
+        try:
+            parent = find_parent(earlier, jobs)
+            fault = parent.base_fault(offering.vendor_id)
+        except ProviderError as error:
+            fault = str(error)
+        if fault:
+            fields.refuse("continue_from", fault)
+            return None
+    convert = (lambda _: str(parent.folder)) if parent and str(parent.folder) != earlier else None
+    note = f"the adapter there is copied into the job and trained further (weights {parent.digest})" if parent else ""
+    fields.send("continue_from", "parent.path", default="starts from the base model", convert=convert, note=note)
+    return parent
+
+
+def _config(
+    fields: Fields, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware, parent: Parent | None
+) -> TrainConfig:
     read = _Resolver(fields)
+    adapter = _adapter(read, parent)
+    template = parent.folder / "chat_template.jinja" if parent else None
+    own, whose = (str(template), "earlier adapter") if template and template.exists() else (None, "model")
     _model(fields, offering)
     unknown = "unknown: no machine cost in the estimate"
     fields.send("options.local.gpu_usd_per_hour", "(tuneport)", default=unknown, note="used for the cost estimate")
@@ -164,12 +192,13 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         tags=read.value("tags", "tags", {}),
         model=offering.vendor_id,
         method=fields.spec.method,
-        adapter=_adapter(read),
+        adapter=adapter,
+        parent=parent.setting if parent else None,
         preference=_preference(read),
         rewards=_rewards(read),
         **_length(read),
         **_batch(read, shape, machine),
-        **_schedule(read, shape),
+        **_schedule(read, shape, adapter.kind),
         weight_decay=read.value("training.weight_decay", "weight_decay", 0.0),
         max_grad_norm=read.value("training.max_grad_norm", "max_grad_norm", 1.0),
         max_seq_length=_max_length(read),
@@ -184,7 +213,7 @@ def _config(fields: Fields, data: JobData, offering: Offering, shape: Shape | No
         dtype=read.value("options.local.dtype", "dtype", "bf16", "precision of the base; the adapter learns in fp32"),
         gpu_memory_gib=read.value("options.local.gpu_memory_gib", "gpu_memory_gib", None, "all that is free on the GPU"),
         trust_remote_code=bool(read.value("options.local.trust_remote_code", "trust_remote_code", None, "no model's code is run")),
-        chat_template=read.value("options.local.chat_template", "chat_template", None, "the model's own template"),
+        chat_template=read.value("options.local.chat_template", "chat_template", own, f"the {whose}'s own template"),
         tracking=_tracking(read),
         validation_file="${upload:validation}" if has_validation else None,
     )
@@ -196,14 +225,21 @@ def _model(fields: Fields, offering: Offering) -> None:
     fields.send("model", "model", default="", convert=convert, note="the name on this machine" if changed else "")
 
 
-def _adapter(read: _Resolver) -> Adapter:
+def _adapter(read: _Resolver, parent: Parent | None) -> Adapter:
     fields, method = read.fields, read.fields.spec.method
-    reason = refused_combination(method, fields.peek("tuning.kind") or "lora")
-    kind = _kind(fields)
+    earlier = parent.adapter if parent else None
+    usual = earlier.kind if earlier else "lora"
+    wanted = fields.peek("tuning.kind") or usual
+    reason = refused_combination(method, wanted)
+    # In place of a refused kind, so that the plan goes as far as it can. It cannot be submitted.
+    kind: Any = "lora" if reason else wanted
     if reason:
         fields.refuse("tuning.kind", f"{reason}; no kind of tuning is ever replaced by another")
+    elif earlier and wanted != earlier.kind and {wanted, earlier.kind} != {"lora", "qlora"}:  # the two differ in the base's precision only
+        fields.refuse("tuning.kind", f"the earlier adapter is one of {earlier.kind}, and training goes on with it")
+        kind = earlier.kind
     else:
-        read.value("tuning.kind", "adapter.kind", "lora")
+        read.value("tuning.kind", "adapter.kind", usual, "that of the earlier adapter" if earlier else "")
     virtual = None
     if kind in ("prefix", "prompt"):
         tokens = local_facts()["tunings"][kind]["virtual_tokens"]
@@ -214,13 +250,25 @@ def _adapter(read: _Resolver) -> Adapter:
         for name in ("rank", "alpha", "dropout", "target_modules"):
             fields.refuse_if_set(f"tuning.{name}", f"{kind} tuning has no {name.replace('_', ' ')}; LoRA and its kin have")
         return Adapter(kind=kind, virtual_tokens=virtual)
-    rank = read.value("tuning.rank", "adapter.rank", RANK, RANK_WHY)
+
+    def shape(name: str, default: Any, why: str) -> Any:
+        """A setting that an earlier adapter has fixed."""
+        if earlier is None:
+            return read.value(f"tuning.{name}", f"adapter.{name}", default, why)
+        fixed, given = getattr(earlier, name), fields.peek(f"tuning.{name}")
+        if given is None or given == fixed:
+            read.value(f"tuning.{name}", f"adapter.{name}", fixed, "that of the earlier adapter")
+        else:
+            fields.refuse(f"tuning.{name}", f"the earlier adapter has {fixed}, and training goes on with it")
+        return fixed
+
+    rank = shape("rank", RANK, RANK_WHY)
     return Adapter(
         kind=kind,
         rank=rank,
-        alpha=read.value("tuning.alpha", "adapter.alpha", *_alpha(kind, rank)),
+        alpha=shape("alpha", *_alpha(kind, rank)),
         dropout=read.value("tuning.dropout", "adapter.dropout", DROPOUT, DROPOUT_WHY),
-        target_modules=read.value("tuning.target_modules", "adapter.target_modules", "all-linear", "LoRA Without Regret, 2025: all layers"),
+        target_modules=shape("target_modules", "all-linear", "LoRA Without Regret, 2025: all layers"),
     )
 
 
@@ -229,12 +277,6 @@ def _alpha(kind: str, rank: int) -> tuple[float, str]:
     if kind == "rslora":
         return float(f"{2 * rank**0.5:.6g}"), "twice the rank's square root, by which rslora divides"
     return 2.0 * rank, "twice the rank (field guide)"
-
-
-def _kind(fields: Fields) -> Any:
-    """The kind of tuning; lora in place of a refused one, so that the plan goes as far as it can. It cannot be submitted."""
-    kind = fields.peek("tuning.kind") or "lora"
-    return "lora" if refused_combination(fields.spec.method, kind) else kind
 
 
 def _preference(read: _Resolver) -> PreferenceLoss | None:
@@ -339,7 +381,7 @@ def _batch(read: _Resolver, shape: Shape | None, machine: Hardware) -> dict[str,
     return {"batch_size": size, "gradient_accumulation": accumulation, "micro_batch_size": size // accumulation}
 
 
-def _schedule(read: _Resolver, shape: Shape | None) -> dict[str, Any]:
+def _schedule(read: _Resolver, shape: Shape | None, kind: str) -> dict[str, Any]:
     fields = read.fields
     scheduler = read.value("training.scheduler", "scheduler", "cosine")
     settings: dict[str, Any] = {"scheduler": scheduler, "scheduler_cycles": 0.5, "min_learning_rate_ratio": 0.0}
@@ -355,11 +397,11 @@ def _schedule(read: _Resolver, shape: Shape | None) -> dict[str, Any]:
     ratio, why = (WARMUP_RATIO, "") if steps is None else (None, "training.warmup_steps sets the warm-up")
     settings["warmup_steps"] = steps
     settings["warmup_ratio"] = read.value("training.warmup_ratio", "warmup_ratio", ratio, why)
-    return settings | {"learning_rate": _learning_rate(fields, shape)}
+    return settings | {"learning_rate": _learning_rate(fields, shape, kind)}
 
 
-def _learning_rate(fields: Fields, shape: Shape | None) -> float:
-    rate, why = _default_rate(fields.spec.method, _kind(fields), shape)
+def _learning_rate(fields: Fields, shape: Shape | None, kind: str) -> float:
+    rate, why = _default_rate(fields.spec.method, kind, shape)
     factor = fields.send(
         "training.learning_rate_multiplier",
         "learning_rate",
