@@ -42,6 +42,7 @@ def told(job: JobDir) -> dict[tuple[str, int], float]:
     return {
         (name, int(event.metrics["step"])): pytest.approx(value, rel=1e-5)
         for event in job.events()
+        if "step" in event.metrics
         for name, value in event.metrics.items()
         if name != "step"
     }
