@@ -269,6 +269,15 @@ def test_account_faults_are_told_apart(bench: Bench) -> None:
             assert verdict(failed.value).kind == "no"
 
 
+def test_a_key_that_stands_elsewhere_is_named_where_it_stands(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.options["options"] = OpenAIOptions(key_variable="GATEWAY_API_KEY")
+    with pytest.raises(CredentialsError, match="GATEWAY_API_KEY is not set"):
+        bench.provider.poll("ftjob-1")
+    monkeypatch.setenv("GATEWAY_API_KEY", "sk-of-somebody-else-0123456789")
+    with pytest.raises(CredentialsError, match="valid key into GATEWAY_API_KEY"):
+        bench.provider.poll("ftjob-1")
+
+
 def test_a_certificate_that_is_not_valid_yet_points_at_the_clock() -> None:
     import httpx2
     import openai

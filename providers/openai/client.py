@@ -21,7 +21,7 @@ from tuneport.core.asking import CONCURRENCY, ask_all
 from tuneport.core.catalogue import Offering, base_of, load_catalogue
 from tuneport.core.catalogue import closed as closed_on
 from tuneport.core.data.facts import JobData
-from tuneport.core.errors import MissingExtraError, ProviderError, TuneportError
+from tuneport.core.errors import CredentialsError, MissingExtraError, ProviderError, TuneportError
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.options import OpenAIOptions
 from tuneport.core.plan import Plan
@@ -257,7 +257,10 @@ class OpenAIProvider:
             )
             client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout, http_client=transport)
         with client:
-            yield client
+            try:
+                yield client
+            except CredentialsError as error:  # whose remedy names the usual variable
+                raise CredentialsError(error.what, fix=error.fix.replace(KEY_VARIABLE, self._key_variable)) from error
 
     def _jobs(self, client: OpenAI, address: Address, most_pages: int | None, **filters: Any) -> Iterator[Any]:
         jobs = client.fine_tuning.jobs.with_raw_response
