@@ -126,6 +126,10 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         f"{facts['inference_ends']}, no later than {facts['incumbent']}.",
         ("pilot", "offer-ends-with-todays"): f"Run one pilot where the model lasts: tune {where} {_money(offer)} and measure it; the tuned "
         f"model that was measured gains {gain}, but ends on {facts['inference_ends']}, no later than {facts['incumbent']}.",
+        ("pilot", "too-dear"): f"Run one pilot to save money: tune {where} {_money(offer)} and measure whether it is as good as the prompt "
+        f"{arm!r} ({base} {metric}, bar {bar}), which costs about {_rough(facts['today_month'])} a month{_what(facts)}.",
+        ("fine_tune", "too-dear"): f"Fine-tune {where} to save money: at {_percent(facts['tuned_value'])} {metric} it is no worse than "
+        f"the best prompt ({base}), and saves about {_rough(facts['saving_month'])} a month{_what(facts)}.",
         ("fine_tune", "gain-shown"): f"Fine-tune {where}: {metric} rises by {gain} over the best prompt, to "
         f"{_percent(facts['tuned_value'])} against a bar of {bar}.",
     }  # fmt: skip
@@ -164,7 +168,7 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
     if known and not lines["baseline-meets-bar"].fired:
         nothing += f"That misses the bar of {_percent(facts['bar'])}. "
     ends = f"Not open for long: {lines['incumbent-ends'].evidence}. " if lines["incumbent-ends"].fired else ""
-    misses = known and tunes
+    misses = known and tunes and not lines["baseline-meets-bar"].fired
     facts_needed = bool(facts["needs_facts"]) or facts["gap"] in ("knowledge", "both")
     route = facts["route"]
     moves = lines["lasting-prompt-meets-bar"]
@@ -226,7 +230,9 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         Option(
             name="Fine-tune",
             standing=tune_standing,
-            because=fired("gain-shown", "tuned-meets-bar", "saves-money", "loses-money") if tunes else against or "See the trace.",
+            because=fired("gain-shown", "tuned-no-worse", "tuned-meets-bar", "saves-money", "loses-money")
+            if tunes
+            else against or "See the trace.",
             cost=paid,
         ),
     )
@@ -289,13 +295,19 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
     return (*steps[verdict], *more)
 
 
+def pilot_for_money(facts: Mapping[str, Fact]) -> bool:
+    """Would a pilot have to be as good as the prompt and cheaper, rather than better than it?"""
+    best, bar = facts["baseline_value"], facts["bar"]
+    return bool(facts["too_dear"]) and best is not None and best >= bar  # type: ignore[operator]
+
+
 def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | None, intake: Intake) -> tuple[str, ...]:
     """When to stop or to turn back."""
     bar, metric = _percent(intake.quality.bar), intake.quality.metric.replace("_", " ")
     if verdict == "pilot":
         return (
             f"Stop when the pilot's {metric} is below {bar}, or the interval of its gain over {facts['baseline_arm'] or 'the best prompt'} "
-            "includes zero.",
+            + (f"reaches below {_points(facts['accepted_loss'])} points." if pilot_for_money(facts) else "includes zero."),
             f"Stop after {intake.runs.planned} runs, whatever the last one promises.",
         )
     if verdict == "route":
@@ -317,15 +329,29 @@ def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer |
     return (f"Reopen the question when {metric} in use falls below {bar} on 200 fresh, labelled rows.",)
 
 
+def _same_for_less(facts: Mapping[str, Fact]) -> bool:
+    """Is the measured tuned model good enough, no worse than the best prompt, and does it surely save money?"""
+    low, loss, saves, value, bar = (facts[name] for name in ("gain_low", "accepted_loss", "p_saves", "tuned_value", "bar"))
+    return None not in (low, saves, value) and low > loss and saves >= 0.9 and value >= bar  # type: ignore[operator]
+
+
 def changes_of(verdict: Verdict, facts: Mapping[str, Fact]) -> tuple[str, ...]:
     """What would lead to another verdict, beside figures that ``turning_points`` and the switching values give."""
     found: list[str] = []
     high, gain_high = facts["baseline_high"], facts["gain_high"]
     if facts["baseline_value"] is not None and verdict in ("do_nothing", "better_prompt") and facts["baseline_value"] >= facts["bar"]:  # type: ignore[operator]
         found.append(f"A bar above {_percent(facts['baseline_value'])} (beyond doubt above {_percent(high)}).")
+    if verdict in ("do_nothing", "better_prompt") and facts["outlives"] and not facts["too_dear"] and _same_for_less(facts):
+        found.append(
+            f"Cost as the problem (symptoms: too_dear): the tuned model is as good and saves about {_rough(facts['saving_month'])} a month"
+            f"{_what(facts)}."
+        )
     if verdict == "better_prompt" and isinstance(gain_high, float) and gain_high > 0:
         found.append(f"More test rows: a gain of up to {_points(gain_high)} points is not excluded.")
-    if verdict == "fine_tune":
+    if verdict == "fine_tune" and facts["baseline_value"] >= facts["bar"]:  # type: ignore[operator]
+        loss = _points(-facts["accepted_loss"])  # type: ignore[operator]
+        found.append(f"A repeat on fresh rows that does not show the tuned model to be within {loss} points of the prompt.")
+    elif verdict == "fine_tune":
         found.append("A repeat on fresh rows in which the interval of the gain includes zero.")
     if verdict in ("pilot", "measure", "find_offer"):
         found.append("What the next step finds.")

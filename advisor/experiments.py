@@ -41,11 +41,12 @@ class Pilot(BaseModel):
 
 def pilot_of(
     candidate: Candidate, drivers: Drivers | None, npv: FloatArray | None, *, baseline: Arm, metric: str, bar: float,
-    clusters_of: Callable[[Iterable[int]], Sequence[int]], removed: FloatArray, seed: int, priced: bool,
+    clusters_of: Callable[[Iterable[int]], Sequence[int]], removed: FloatArray, seed: int, priced: bool, loss: float = 0.0,
 ) -> Pilot:  # fmt: skip
     """The pilot at one offer. ``priced``: the money counts what a miss costs, so that the worth of knowing can be told.
 
-    Rows that hang together (``clusters_of``) count as the fewer rows that tell as much.
+    ``loss`` is what counts as none where the tuned model need only be as good and cheaper; 0 where it must be better. Rows that hang
+    together (``clusters_of``) count as the fewer rows that tell as much.
     """
     answered = [a for a in baseline.answers if metric in a.scores]
     scores, clusters = np.array([a.scores[metric] for a in answered]), clusters_of(a.row for a in answered)
@@ -53,20 +54,21 @@ def pilot_of(
     counted = effective_rows(scores.tolist(), clusters) if clusters else n
     usd, basis = _price(candidate, drivers, len(baseline.answers))
     binary = bool(np.isin(scores, (0, 1)).all()) and n > 0
-    needed = math.ceil(_needed(counted, round(scores.mean() * counted), bar) * n / counted - 1e-9) if binary else None
+    needed = math.ceil(_needed(counted, round(scores.mean() * counted), bar, loss) * n / counted - 1e-9) if binary else None
     rng = np.random.default_rng(seed)
     chance = None
     if needed is not None:
         before, _ = draw_acceptance(rng, scores, scores, len(removed), clusters)
         chance = float((rng.binomial(counted, after_tuning(before, removed)) * n >= needed * counted).mean())
-    what = metric.replace("_", " ")
+    what, gain = metric.replace("_", " "), f"a gain over {baseline.name!r} whose interval lies above zero"
+    if loss:
+        gain = f"a difference from {baseline.name!r} whose interval lies above {-100 * loss:.0f} points, at a lower price"
     if needed is not None and needed <= n:
-        show = f"At least {needed} of the {n} rows right ({100 * needed / n:.0f} %): the bar of {100 * bar:.0f} %, and a gain over "
-        show += f"{baseline.name!r} whose interval lies above zero."
+        show = f"At least {needed} of the {n} rows right ({100 * needed / n:.0f} %): the bar of {100 * bar:.0f} %, and {gain}."
     elif needed is not None:
-        show = f"Nothing that {n} rows could show: {baseline.name!r} is too good for a gain to be told from chance. Add test rows first."
+        show = f"Nothing that {n} rows could show: {baseline.name!r} is too good for that to be told from chance. Add test rows first."
     else:
-        show = f"A mean {what} of at least {100 * bar:.0f} %, and a gain over {baseline.name!r} whose interval lies above zero."
+        show = f"A mean {what} of at least {100 * bar:.0f} %, and {gain}."
     worth = float(np.maximum(npv, 0).mean() - max(0.0, float(npv.mean()))) if npv is not None and priced else None
     verdict = None if worth is None or usd is None else worth > usd.low
     return Pilot(
@@ -82,11 +84,11 @@ def pilot_of(
     )
 
 
-def _needed(n: int, right: int, bar: float) -> int:
-    """Right answers from which the bar is met and the gain's interval lies above zero, were hits and misses spread independently."""
-    for k in range(max(right + 1, math.ceil(bar * n - 1e-9)), n + 1):
+def _needed(n: int, right: int, bar: float, loss: float) -> int:
+    """Right answers from which the bar is met and the difference's interval lies above ``-loss``, were hits spread independently."""
+    for k in range(math.ceil(bar * n - 1e-9), n + 1):
         both = round(right * k / n)
-        if newcombe_paired(both, right - both, k - both, n - right - k + both).low > 0:
+        if newcombe_paired(both, right - both, k - both, n - right - k + both).low > -loss:
             return k
     return n + 1
 

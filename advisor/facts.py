@@ -14,6 +14,7 @@ from tuneport.advisor.diagnosis import Diagnosis
 from tuneport.advisor.economics import economic_months
 from tuneport.advisor.experiments import Pilot
 from tuneport.advisor.intake import CHANGE_MONTHS, Intake
+from tuneport.advisor.measure import MARGIN
 from tuneport.advisor.measurement import Arm, Comparison, Estimate, Measurement
 from tuneport.advisor.methods import LORA_GB_PER_BILLION
 from tuneport.advisor.offers import Offer, choose_offer, outlives
@@ -174,6 +175,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "gain_low": gain.low if gain else None,
         "gain_high": gain.high if gain else None,
         "gain_rows": gain.n if gain else None,
+        "accepted_loss": -(arms.comparison.margin if arms.comparison and arms.comparison.margin is not None else MARGIN),
         "p_text": _p_text(arms.comparison),
         "p_holm": arms.comparison.p_holm if arms.comparison else None,
         "looks": len(measurement.looks) if measurement else None,
@@ -202,6 +204,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "ends_inside": money.months < intake.horizon_months if money else None,
         "stale_prices": sum(bool(p.stale) for p in backed.prices) if backed else None,
         "p_saves": money.p_saves if money else None,
+        "saving_month": money.saving_per_month.p50 if money else None,
         "p_pays_back": money.p_pays_back if money else None,
         "npv_low": money.npv.p10 if money else None,
         "npv_high": money.npv.p90 if money else None,
@@ -278,6 +281,7 @@ def _said(situation: Situation) -> dict[str, Fact]:
         "missing_facts": "; ".join(s.says for s in diagnosis.signs if s.points_to == "knowledge") or "stated in the decision file",
         "contradictions": len(diagnosis.contradictions),
         "subjective": bool({"wrong_style", "wrong_refusals"} & set(intake.symptoms)),
+        "too_dear": "too_dear" in intake.symptoms,
         "domain_terms": "domain_terms" in intake.symptoms,
         "prompt_first": bool(intake.symptoms) and set(intake.symptoms) <= {"too_long"},
         "preference_pairs": intake.data.preference_pairs,
@@ -318,6 +322,7 @@ def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
     return {
         "pilot_offer": piloted.id if piloted else None,
         "pilot_outlives": outlives(piloted, situation.leaving) if piloted else None,
+        "pilot_saves": piloted.economics.p_saves if piloted and piloted.economics else None,
         "pilot_worth_it": pilot.worth_it if pilot else None,
         "pilot_worth": pilot.worth_usd if pilot else None,
         "pilot_usd": pilot.usd.low if pilot and pilot.usd else None,

@@ -488,6 +488,43 @@ def test_the_volume_from_which_another_offer_is_better_is_named() -> None:
 # -- whatever is put in --------------------------------------------------------------------------------------------------
 
 
+def test_where_cost_is_the_problem_the_same_quality_for_less_is_worth_tuning_once_it_is_proven() -> None:
+    """A prompt that meets the bar on a dear model, beside a tuned small one on a machine of one's own."""
+    today = {"provider": "bedrock", "model": "nova-pro", "arm": "few-shot"}
+    right = np.random.default_rng(0).random(1200) < 0.9
+    prompt = arm("few-shot", [bool(x) for x in right], provider="bedrock", model="nova-pro")
+
+    def decided(mended: int, broken: int, volume: float = 1_000_000, **changes: Any) -> Report:
+        after = right.copy()
+        after[np.flatnonzero(~right)[:mended]] = True
+        after[np.flatnonzero(right)[:broken]] = False
+        tuned = arm("tuned", [bool(x) for x in after], kind="tuned", model="job-1")
+        calls = {"incumbent": today, "volume_per_month": volume, "quality": {"rejected_answer_usd": None}, "symptoms": ["too_dear"]}
+        return advised(intake(**{**calls, **changes}), measurement(prompt, tuned) if mended else measurement(prompt))
+
+    same = decided(6, 4)
+    assert same.savings.economics is not None
+    assert same.savings.economics.p_saves > 0.9
+    assert same.decision.verdict == "fine_tune"
+    assert same.decision.offer is not None
+    assert "to save money" in same.decision.sentence
+    standing = {o.name: o.standing for o in same.decision.options}
+    assert (standing["Fine-tune"], standing["Do nothing"]) == ("recommended", "possible")
+    assert any("within 2 points of the prompt" in change for change in same.decision.would_change)
+    assert decided(6, 40).decision.verdict == "do_nothing"  # not shown to be as good
+    assert decided(6, 4, 500).decision.verdict == "do_nothing"  # saves nothing
+    assert decided(6, 4, needs={"latency_p95_seconds": 0.1}).decision.verdict != "fine_tune"
+    settled = decided(6, 4, symptoms=[])  # the problem was quality, and the prompt has it: but the chance is told
+    assert settled.decision.verdict == "do_nothing"
+    assert any("Cost as the problem" in change and "saves about $" in change for change in settled.decision.would_change)
+    before = decided(0, 0)
+    assert before.decision.verdict == "pilot"
+    assert "to save money" in before.decision.sentence
+    assert before.pilot is not None
+    assert "above -2 points, at a lower price" in before.pilot.must_show
+    assert any("below -2 points" in line for line in before.decision.kill_criteria)
+
+
 def verdict_cases() -> dict[str, Report]:
     """One report for each verdict of the advisor."""
     half, good = arm("few-shot", share(300, 150)), arm("few-shot", share(300, 270))

@@ -11,6 +11,7 @@ from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.experiments import Pilot, pilot_of
 from tuneport.advisor.facts import Arms
 from tuneport.advisor.intake import Intake
+from tuneport.advisor.measure import MARGIN
 from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, dies, outlives, percentiles
 from tuneport.advisor.prior import Prior
@@ -87,14 +88,15 @@ class Appraisal:
         """
         if self.baseline is None or self.measurement is None:
             return None
-        found = {}
+        found, quality = {}, self.intake.quality
+        as_good = "too_dear" in self.intake.symptoms and self.baseline.metrics[quality.metric].value >= quality.bar
         for offer in (o for o in offers if o.status == "open" and o.training_usd):
             candidate = next(c for c in candidates if c.offer.id == offer.id)
             _, drivers, result = self.kept.get(offer.id, (None, None, None))
             found[offer.id] = pilot_of(
                 candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
                 bar=self.intake.quality.bar, clusters_of=self.measurement.clusters_of, removed=self.shared["removed"], seed=self.seed,
-                priced=offer.economics is not None and offer.economics.misses_counted,
+                priced=offer.economics is not None and offer.economics.misses_counted, loss=MARGIN if as_good else 0.0,
             )  # fmt: skip
         by_id = {o.id: o for o in offers}
 
