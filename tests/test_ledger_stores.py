@@ -323,6 +323,29 @@ def test_a_claim_whose_session_the_server_ends_is_noticed(tmp_path: Path) -> Non
         other.close()
 
 
+def test_a_connection_that_the_server_ends_is_replaced_and_a_broken_transaction_keeps_nothing(tmp_path: Path) -> None:
+    with place("postgresql", tmp_path) as where:
+        ledger, other = Ledger.open(where), Ledger.open(where)
+        job_id = add(ledger, tmp_path)
+        end_others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        with other.database.transaction() as connection:
+            connection.run(end_others)
+        assert ledger.get(job_id).id == job_id  # over a new connection
+
+        def change() -> None:
+            with ledger.database.transaction(write=True) as mine:
+                mine.update("jobs", job_id, message="half a change")
+                with other.database.transaction() as connection:
+                    connection.run(end_others)
+                mine.update("jobs", job_id, message="the other half")
+
+        with pytest.raises(LedgerError, match="failed"):
+            change()
+        assert ledger.get(job_id).message == ""
+        ledger.close()
+        other.close()
+
+
 # 100,000 jobs
 
 
