@@ -106,7 +106,7 @@ class Database(ABC):
     dialect: ClassVar[str]  # as SQLAlchemy calls it
     begin_read: ClassVar[str]  # begins a transaction that will only read
     begin_write: ClassVar[str]
-    row_lock: ClassVar[str]
+    row_lock: ClassVar[str]  # ends a SELECT of rows that will be changed
     find_table: ClassVar[str]  # a query that gives a row when the table ``:name`` exists
     errors: type[Exception]  # base of the driver's errors
 
@@ -153,7 +153,8 @@ class Database(ABC):
         try:
             yield
         except self.errors as error:
-            raise _named(self.name, str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__) from error
+            said = str(error).strip().splitlines()
+            raise _named(self.name, said[0] if said else type(error).__name__) from error
         except OSError as error:
             if error.errno is None:
                 raise

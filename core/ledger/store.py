@@ -315,9 +315,9 @@ class Ledger:
     def _document(self, job_id: str, column: str, model: type[_Model], part: str | None = None) -> _Model:
         from pydantic import ValidationError  # noqa: PLC0415 - see the head of this file
 
-        document = self._column(job_id, column)
+        found = self._column(job_id, column)
         try:
-            return model.model_validate(document if part is None else document.get(part, {}))
+            return model.model_validate(found if part is None else found.get(part, {}))
         except ValidationError as error:
             raise LedgerError(
                 f"the {column} of job {job_id} in {self.name} cannot be read by this version of tuneport",
