@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from tuneport.core.errors import ProviderError
+from tuneport.local_backend.drawing import MAX_ROWS
 
-MAX_ROWS = 32
-"""Rows in a batch at most. On two cores 32 rows decode at about twice the rate of 16; more gains little."""
 MAX_TOKENS = 65_536
 """Tokens (rows x longest row) in a batch at most, to bound the memory of the cache."""
 SHORTEST_PREFIX = 16

@@ -35,6 +35,7 @@ class Hardware:
     gpu_flops: float | None = None  # bf16 peak; None for a GPU that is not in hardware.yaml
     gpu_memory: float | None = None  # bytes
     gpu_bf16: bool = True  # computes in bf16
+    gpu_bandwidth: float | None = None  # of its memory, bytes/s
 
 
 @lru_cache(maxsize=1)
@@ -61,7 +62,8 @@ def hardware_of(gpu: str, cores: int, memory: int | None) -> Hardware:
     known = next((entry for entry in facts()["gpus"] if not other and _names(entry["match"], gpu)), None)
     if known is None:
         return Hardware(cores, memory, gpu)
-    return Hardware(cores, memory, gpu, known["tflops"] * 1e12, known["memory_gb"] * 1e9, known.get("bf16", True))
+    bf16, bandwidth = known.get("bf16", True), known["gbps"] * 1e9
+    return Hardware(cores, memory, gpu, known["tflops"] * 1e12, known["memory_gb"] * 1e9, bf16, bandwidth)
 
 
 def _names(words: str, gpu: str) -> bool:

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
+from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
-from tuneport.local_backend.estimate import GIB, Setup, hardware_of, memory_bytes
+from tuneport.local_backend.drawing import Draws, pass_seconds
+from tuneport.local_backend.estimate import GIB, Hardware, Setup, hardware_of, memory_bytes
 from tuneport.local_backend.fit import STATE, completed
 from tuneport.local_backend.models import Shape
 from tuneport.local_backend.room import choose_room, footprint
@@ -102,3 +104,35 @@ def test_rows_beyond_the_gpu_are_told_and_unknown_sizes_are_not_guessed() -> Non
     assert plan("org/nameless").machines == ()
     assert completed(Shape(parameters=1e12)) is None
     assert {machine.fits for machine in plan("org/model-1000B").machines} <= {None, False}
+
+
+GRADER = {"type": "string_check", "operation": "eq", "input": "{{sample.output_text}}", "reference": "1"}
+RFT: dict[str, Any] = {"method": "rft", "reinforcement": {"grader": GRADER}}
+PROMPTS = replace(FACTS, features=frozenset({"prompt_only"}))
+
+
+def test_drawing_and_training_make_up_the_time_of_rft() -> None:
+    def seconds(model: str = "org/llama-8B", facts: DatasetFacts = PROMPTS, **changes: Any) -> Any:
+        made = plan(model, facts=facts, **RFT | {"reinforcement": RFT["reinforcement"] | changes})
+        assert made.time.seconds is not None, made.time.basis
+        return made.time.seconds
+
+    usual = seconds()
+    assert usual.low < usual.high
+    assert seconds(samples_per_prompt=16).low > usual.low and seconds(max_output_tokens=1024).high > 2 * usual.high
+    assert seconds("org/llama-1B").high < usual.high
+    times = {machine.name: machine.seconds for machine in plan(facts=PROMPTS, **RFT).machines}
+    h100, l4 = times["H100"], times["L4"]
+    assert h100 is not None and (l4 is None or l4.high > h100.high)
+    assert "--calibrate" in plan(facts=PROMPTS, **RFT).time.basis
+    unknown = plan("org/model-1000B", facts=PROMPTS, **RFT).time
+    assert unknown.seconds is None and "how many layers" in unknown.basis
+
+
+def test_measured_drawing_on_a_cpu_lies_in_the_range() -> None:
+    """SmolLM2-135M in bf16 on two cores: 25 tokens/s of one answer, 268 of sixteen (local-training notes, November 2026)."""
+    small = Shape(134.5e6, hidden=576, layers=30, intermediate=1536, vocabulary=49152, key_value=192, tied=True)
+    for answers, speed in ((1, 25), (16, 268)):
+        draws = Draws(steps=1, prompts=1, samples=answers, prompt_tokens=100, longest=100)
+        found = pass_seconds(small, Hardware(2, None), answers, draws, Range(low=2, high=2))
+        assert found is not None and found.low < answers / speed < found.high

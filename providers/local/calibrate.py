@@ -69,6 +69,8 @@ def calibrated(plan: Plan, rows: OpenRows) -> Plan:
     # Twice the standard error covers which rows the timed steps happened to hold; the band, what changes later (heat, other load).
     low, high = (max(0.0, mean + sign * (2 * error + BAND * mean)) * steps + start for sign in (-1, 1))
     basis = f"{len(each)} timed steps on this machine, {mean:.3g} s each, times {steps}; {start:.0f} s to start; validation is not in it"
+    if config.rewards is not None:
+        basis += "; answers may grow longer or shorter as the model learns"
     return plan.model_copy(update={"time": Duration(seconds=Range(low=low, high=high), basis=basis), "machines": _with_peak(plan, events)})
 
 

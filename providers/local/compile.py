@@ -21,8 +21,18 @@ from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
 from tuneport.local_backend.config import LOW_RANK, Adapter, EarlyStop, PreferenceLoss, Rewards, Tracking, TrainConfig
-from tuneport.local_backend.estimate import GIB, Hardware, Setup, adapter_parameters, detect_hardware, memory_bytes, training_time
-from tuneport.local_backend.fit import Fit, Load, fit, kinds, packs
+from tuneport.local_backend.drawing import MAX_ROWS, Draws, rft_time
+from tuneport.local_backend.estimate import (
+    GIB,
+    QUANTISED,
+    Hardware,
+    Setup,
+    adapter_parameters,
+    detect_hardware,
+    memory_bytes,
+    training_time,
+)
+from tuneport.local_backend.fit import Fit, Load, completed, fit, kinds, packs
 from tuneport.local_backend.grader import grader_fault
 from tuneport.local_backend.models import Shape, packaged_models, packaged_name, shape_of
 from tuneport.local_backend.parent import Parent, find_parent
@@ -527,13 +537,37 @@ def _passes(config: TrainConfig, facts: DatasetFacts) -> float:
 def _time(config: TrainConfig, data: JobData, shape: Shape | None, machine: Hardware, found: Fit | None) -> Duration:
     trained = file_tokens(data.train) * _passes(config, data.train)
     evaluated = file_tokens(data.validation) * config.evaluations if data.validation else Range(low=0, high=0)
-    passes = local_facts()["methods"].get(config.method, {}).get("flops")
-    if passes is None:
-        return Duration(seconds=None, basis="how long the drawn answers are is not known beforehand")
+    passes = local_facts()["methods"].get(config.method, {}).get("flops", 1.0)
     full = 1.5 if config.adapter.kind == "full" else 1.0  # 6 FLOPs per parameter and token instead of 4
+    if config.rewards is not None:
+        draws, whole = _draws(config, config.rewards, data), completed(shape) or shape if shape else None
+        return rft_time(draws, whole, machine, width=_width(config), effort=full)
     packed = found is not None and shape is not None and packs(config, shape)
     slowdown = found.slowdown if found else 1.0
     return training_time(shape, trained * (passes * full), evaluated * passes, machine, packed=packed, slowdown=slowdown)
+
+
+def _draws(config: TrainConfig, rewards: Rewards, data: JobData) -> Draws:
+    rows = data.train.rows
+    held = data.validation.rows if data.validation and config.validation_file else 0
+    batch = min(held, MAX_ROWS)
+    return Draws(
+        steps=total_steps(max(1, round(rows * config.train_share)), config.batch_size, config.epochs, config.steps),
+        prompts=config.batch_size,
+        samples=rewards.samples_per_prompt,
+        prompt_tokens=file_tokens(data.train).high / max(1, rows),
+        longest=rewards.max_output_tokens,
+        validations=config.evaluations * -(-held // batch) if held else 0,
+        validated=batch,
+    )
+
+
+def _width(config: TrainConfig) -> Range:
+    """Bytes moved for each parameter of the base in a pass; in 4 bits it may be unpacked to memory and read again."""
+    if config.adapter.kind == "qlora":
+        return Range(low=QUANTISED, high=QUANTISED + 4)
+    width = 4 if config.dtype == "fp32" or config.adapter.kind == "full" else 2
+    return Range(low=width, high=width)
 
 
 def _machines(config: TrainConfig, data: JobData, shape: Shape | None, load: Load, machine: Hardware) -> tuple[MachineFit, ...]:
