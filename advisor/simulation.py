@@ -1,7 +1,7 @@
 """Monte-Carlo over the unit economics: what tuning saves, with what probability, and what drives it.
 
-10,000 draws by default, vectorised, with a fixed seed. All offers share the draws of volume, tokens, people's cost and
-quality, so that two offers differ only by what is theirs (common random numbers).
+10,000 draws by default, vectorised, with a fixed seed. All offers share the draws of volume, tokens, people's cost, quality and today's
+prices, so that two offers differ only by what is theirs (common random numbers).
 
 Distributions: a pair [low, high] given by a person is the 10th and 90th percentile of a lognormal (uniform when low is 0);
 prices are triangular over their range, widened by grade; shares are triangular; failed runs are negative binomial;
@@ -264,25 +264,36 @@ def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS, prior: Rang
     return drivers
 
 
-def offer_drivers(
-    shared: Drivers,
-    offer: OfferTerms,
-    intake: Intake,
-    *,
-    seed: int,
-    scores: tuple[FloatArray, FloatArray | None] | None = None,
+def quality_drivers(
+    intake: Intake, removed: FloatArray, today: FloatArray | None, tuned: FloatArray | None = None, *, seed: int,
     clusters: Sequence[int] = (),
-) -> Drivers:
-    """The shared draws plus those of one offer's prices, retrainings and quality.
+) -> Drivers:  # fmt: skip
+    """Draws of the shares accepted and of what a miss costs, the same for every offer that they are given to.
 
-    ``scores`` are today's and the tuned arm's scores per row, ``clusters`` which rows hang together; without tuned scores the prior of
-    the shared draws stands for the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money counts calls only.
+    ``today`` and ``tuned`` are the arms' scores per row, ``clusters`` which rows hang together; without tuned scores the shares
+    ``removed`` of the misses (a prior) stand for the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money
+    counts calls only.
+    """
+    n, rejected = len(removed), intake.quality.rejected_answer_usd
+    if today is None or rejected is None:
+        return {"accepted": np.ones(n), "accepted_tuned": np.ones(n), "rejected_usd": np.zeros(n)}
+    rng = np.random.default_rng([seed, zlib.crc32(b"quality")])
+    before, after = draw_acceptance(rng, today, today if tuned is None else tuned, n, clusters)
+    after = after_tuning(before, removed) if tuned is None else after
+    return {"accepted": before, "accepted_tuned": after, "rejected_usd": draw(rng, rejected, n)}
+
+
+def offer_drivers(shared: Drivers, offer: OfferTerms, intake: Intake, *, seed: int, quality: Drivers | None = None) -> Drivers:
+    """The shared draws plus those of today's prices (the same numbers for every offer), and of one offer's prices and retrainings.
+
+    ``quality`` are ``quality_drivers``; without them the money counts calls only.
     """
     n = len(shared["volume"])
-    rng = np.random.default_rng([seed, zlib.crc32(offer.id.encode())])
     drivers = dict(shared)
     removed = drivers.pop("removed")
-    for mark, side in (("p", offer.today), ("q", offer.tuned)):
+    drivers |= quality if quality is not None else quality_drivers(intake, removed, None, seed=seed)
+    for mark, side, whose in (("p", offer.today, "today"), ("q", offer.tuned, offer.id)):
+        rng = np.random.default_rng([seed, zlib.crc32(whose.encode())])
         drivers[f"{mark}_in"] = draw_price(rng, side.input, n, offer.spread)
         drivers[f"{mark}_cached"] = draw_price(rng, side.cached, n, offer.spread)
         drivers[f"{mark}_out"] = draw_price(rng, side.output, n, offer.spread)
@@ -291,24 +302,12 @@ def offer_drivers(
         drivers[f"{mark}_hour"] = draw_price(rng, side.hour, n, offer.spread)
         rate = side.requests_per_hour
         drivers[f"{mark}_rate"] = draw(rng, rate, n) if rate else np.full(n, np.inf)
+        if side.cache is not None:
+            drivers |= draw_cache(rng, mark, side.cache, n, offer.spread)
     drivers["train_run"] = draw_price(rng, offer.train_run, n, offer.spread)
     drivers["storage"] = draw_price(rng, offer.storage, n, offer.spread)
     every = intake.retraining.every_months
     drivers["retrainings"] = rng.poisson(offer.months / every, n).astype(np.float64) if every else np.zeros(n)
-    rejected = intake.quality.rejected_answer_usd
-    if scores is not None and rejected is not None:
-        today, tuned = scores
-        drivers["accepted"], drivers["accepted_tuned"] = draw_acceptance(
-            rng, today, today if tuned is None else tuned, n, clusters
-        )
-        if tuned is None:
-            drivers["accepted_tuned"] = after_tuning(drivers["accepted"], removed)
-        drivers["rejected_usd"] = draw(rng, rejected, n)
-    else:
-        drivers |= {"accepted": np.ones(n), "accepted_tuned": np.ones(n), "rejected_usd": np.zeros(n)}
-    for mark, side in (("p", offer.today), ("q", offer.tuned)):
-        if side.cache is not None:
-            drivers |= draw_cache(rng, mark, side.cache, n, offer.spread)
     return drivers
 
 

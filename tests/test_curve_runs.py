@@ -21,6 +21,7 @@ from tuneport.core.job import JobEvent, JobState, RemoteJob
 from tuneport.core.ledger import Ledger
 from tuneport.core.spec import JobSpec
 from tuneport.core.submission import source_facts
+from tuneport.providers.sweep import Sweep
 from tuneport.tests.advice_cases import TODAY, arm, intake, measurement, plan, share
 
 ROWS = 400
@@ -59,9 +60,9 @@ def ran(ledger: Ledger, job: str, spec: JobSpec, rows: int, loss: float | None =
 def swept(ledger: Ledger, folder: Path, losses: tuple[float | None, ...] = (1.2, 1.1, 1.05), **changes: Any) -> JobSpec:
     """What a sweep over the share leaves behind, and one job of another learning rate."""
     spec = spec_on(rows_file(folder, "train.jsonl", range(ROWS)), **changes)
-    for share_, loss in zip((0.25, 0.5, 1.0), losses, strict=True):
-        own = spec_on(spec.data.train, name=f"sweep-{100 * share_:.0f}", options={"local": {"train_share": share_}}, **changes)
-        ran(ledger, f"j-{100 * share_:.0f}", own, ROWS, loss)
+    sweep = Sweep(spec, {"options.local.train_share": [0.25, 0.5, 1.0]}, halving=False)
+    for trial, loss in zip(sweep.trials, losses, strict=True):
+        ran(ledger, f"j-{100 * trial.changes['options.local.train_share']:.0f}", sweep.spec_of(trial, 0), ROWS, loss)
     ran(ledger, "j-other", spec_on(spec.data.train, training={"learning_rate": 1e-3}), ROWS, 0.1)
     return spec
 

@@ -25,6 +25,7 @@ from tuneport.advisor.simulation import (
     draw_acceptance,
     evaluate,
     offer_drivers,
+    quality_drivers,
     shared_drivers,
 )
 from tuneport.advisor.statistics import clustered_difference, clustered_mean
@@ -226,6 +227,9 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_other_offers() -> None:
     two = offer_drivers(shared_drivers(ask, seed=3, draws=100), offer(spread=0.1), ask, seed=3)
     assert all((one[name] == two[name]).all() for name in one)
     assert not (one["volume"] == shared_drivers(ask, seed=4, draws=100)["volume"]).all()
+    other = offer_drivers(shared_drivers(ask, seed=3, draws=100), offer(id="other", spread=0.1), ask, seed=3)
+    theirs = {name for name in one if not (one[name] == other[name]).all()}  # two offers differ by what is theirs alone
+    assert theirs and all(name.startswith("q_") or name in ("train_run", "retrainings") for name in theirs)
 
 
 @given(low=st.floats(1e-3, 1e5), factor=st.floats(1.01, 50))
@@ -291,10 +295,14 @@ def test_better_answers_are_worth_what_misses_cost() -> None:
     ask = intake(quality={"rejected_answer_usd": 1.0})
     shared = shared_drivers(ask, seed=0, draws=2_000)
     half, most = np.array([1.0, 0.0] * 100), np.array([1.0] * 180 + [0.0] * 20)
-    same = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, half)), offer(), Setting(0.05))
-    better = evaluate(offer_drivers(shared, offer(), ask, seed=0, scores=(half, most)), offer(), Setting(0.05))
+
+    def measured(tuned: np.ndarray) -> dict[str, np.ndarray]:
+        quality = quality_drivers(ask, shared["removed"], half, tuned, seed=0)
+        return offer_drivers(shared, offer(), ask, seed=0, quality=quality)
+
+    same, better = (evaluate(measured(tuned), offer(), Setting(0.05)) for tuned in (half, most))
     guessing = shared_drivers(ask, seed=0, draws=20_000, prior=Range(low=-0.2, high=0.6))
-    assumed = offer_drivers(guessing, offer(), ask, seed=0, scores=(half, None))
+    assumed = quality_drivers(ask, guessing["removed"], half, seed=0)
     assert np.median(better.npv - same.npv) == pytest.approx(0.4 * 24 * 9_800, rel=0.1)
     removed = (assumed["accepted_tuned"] - assumed["accepted"]) / (1 - assumed["accepted"])
     assert np.percentile(removed[removed > 0], 100) <= 1

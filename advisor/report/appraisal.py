@@ -18,7 +18,17 @@ from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import CashFlow, CashPoint, Sensitivity, SwingRow, Switch
 from tuneport.advisor.report.words import count, percent, usd
 from tuneport.advisor.sensitivity import SHARES, switching_value, tornado
-from tuneport.advisor.simulation import LABELS, Drivers, Outcome, Setting, cumulative, evaluate, offer_drivers, shared_drivers
+from tuneport.advisor.simulation import (
+    LABELS,
+    Drivers,
+    Outcome,
+    Setting,
+    cumulative,
+    evaluate,
+    offer_drivers,
+    quality_drivers,
+    shared_drivers,
+)
 from tuneport.core.catalogue import Offering
 
 MAX_SWINGS = 8
@@ -47,6 +57,7 @@ class Appraisal:
         self.measurement = measurement
         *self.scores, rows = _paired_scores(arms, intake.quality.metric)
         self.clusters = measurement.clusters_of(rows) if measurement else ()
+        self.drawn: dict[bool, Drivers] = {}
         self.kept: dict[str, tuple[Candidate, Drivers, Outcome]] = {}
 
     def with_economics(self, candidate: Candidate) -> Offer:
@@ -57,7 +68,7 @@ class Appraisal:
         before, after = self.scores
         scores = None if before is None else (before, after if offer.quality != "not measured" else None)
         counted = scores is not None and self.intake.quality.rejected_answer_usd is not None
-        drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, scores=scores, clusters=self.clusters)
+        drivers = offer_drivers(self.shared, terms, self.intake, seed=self.seed, quality=self._quality(scores))
         result = evaluate(drivers, terms, self.setting)
         self.kept[offer.id] = (candidate, drivers, result)
         economics = OfferEconomics(
@@ -79,6 +90,15 @@ class Appraisal:
         if terms.ends_inside and economics.p_pays_back < 0.5:
             reasons = (*reasons, f"more likely than not it does not pay back in the {terms.months:.1f} months that the model has left")
         return offer.model_copy(update={"economics": economics, "reasons": reasons})
+
+    def _quality(self, scores: tuple[FloatArray, FloatArray | None] | None) -> Drivers:
+        """The draws of quality, made once for all offers that were measured and once for all that were not."""
+        measured = scores is not None and scores[1] is not None
+        if measured not in self.drawn:
+            self.drawn[measured] = quality_drivers(
+                self.intake, self.shared["removed"], *(scores or (None, None)), seed=self.seed, clusters=self.clusters
+            )
+        return self.drawn[measured]
 
     def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate], leaving: date | None = None) -> Pilot | None:
         """The cheapest pilot that is worth its price, once a prompt was measured.
