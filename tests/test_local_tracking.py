@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import struct
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from tuneport.core.errors import MissingExtraError
 from tuneport.local_backend.config import Tracking
 from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.tracking import PACKAGES, require_trackers
+from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_jobs import made, plan_of, run, work
 from tuneport.tests.local_tiny import write_model
 
@@ -165,8 +166,15 @@ def test_a_tracker_that_fails_is_told_of_and_training_goes_on(tiny: Path, tmp_pa
     assert "no longer tracked by tensorboard" in warned and "No space left" in warned and KEY not in warned
 
 
-def test_a_package_that_is_not_there_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in PACKAGES.values() else sys)
+def test_a_package_that_is_not_there_is_named_with_its_command(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the plan as a warning; submitting is refused."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in PACKAGES.values() else find(name))
+    plan = plan_of("sft", "lora", tiny, options__local={"device": "cpu", "tracking": ["mlflow"]})
+    (warning,) = [w.message for w in plan.warnings if w.code == "tracking"]
+    assert "needs mlflow" in warning and "pip install 'tuneport[tracking]'" in warning
+    with pytest.raises(MissingExtraError, match="needs mlflow"):
+        LocalProvider(jobs=tmp_path).create(plan, {}, "key")
     with pytest.raises(MissingExtraError, match=r"tensorboardX, wandb, which are not installed; .*pip install 'tuneport\[tracking\]'"):
         require_trackers(Tracking(trackers=("tensorboard", "wandb")))
     require_trackers(Tracking())

@@ -93,7 +93,6 @@ class LocalProvider:
         """The plan with a warning (code "online") for what is missing on this machine."""
         try:
             require_training_stack()
-            require_trackers(TrainConfig.model_validate(plan.payload).tracking)
             locate(plan.vendor_model)
         except TuneportError as error:
             return plan.model_copy(update={"warnings": (*plan.warnings, PlanWarning(code="online", message=str(error)))})

@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from tuneport.core.catalogue import Offering, lifetime_warnings, load_catalogue
 from tuneport.core.data.facts import DatasetFacts, Feature, JobData
-from tuneport.core.errors import ProviderError
+from tuneport.core.errors import MissingExtraError, ProviderError
 from tuneport.core.money import Cost, CostLine, Duration, Range
 from tuneport.core.plan import BELONGS_TO, Fields, MachineFit, Plan, PlanWarning
 from tuneport.core.spec import PREFERENCE_METHODS, JobSpec
@@ -39,6 +39,7 @@ from tuneport.local_backend.parent import Parent, find_parent
 from tuneport.local_backend.records import RECORD
 from tuneport.local_backend.schedule import total_steps
 from tuneport.local_backend.support import local_facts, refused_combination
+from tuneport.local_backend.tracking import require_trackers
 from tuneport.providers.common import DataRules, file_tokens, refuse_unfit_data, send_validation, uploads_for
 
 OPERATION = "python -m tuneport.local_backend.train JOBDIR"
@@ -626,6 +627,10 @@ def _warnings(
     if config.trust_remote_code:
         message = f"options.local.trust_remote_code: Python code that comes with {config.model} runs on this machine, with your rights"
         found.append(PlanWarning(code="remote-code", message=f"{message}, whenever the model is loaded"))
+    try:
+        require_trackers(config.tracking)
+    except MissingExtraError as error:
+        found.append(PlanWarning(code="tracking", message=f"it cannot be submitted from here: {error}"))
     leaving = list(_outside(config.tracking))
     if leaving:
         found.append(PlanWarning(code="network", message=f"the run's metrics and settings leave this machine: to {' and '.join(leaving)}"))
