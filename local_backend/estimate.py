@@ -117,6 +117,8 @@ QUANTISED = 0.516
 """Bytes of a weight in NF4 with doubly quantised scales: half a byte, and 0.127 bits of scales (Dettmers et al. 2023)."""
 UNPACKED = 0.45
 """Bytes per quantised weight that bitsandbytes' own layers hold beside it while activations are kept: fitted to LitGPT's rows."""
+ACTIVATIONS = 34.0
+"""Bytes per token, hidden unit and layer in bf16 (Korthikanti et al. 2022, with an attention that keeps no scores)."""
 LOGITS_PIECE = 2**27
 """Bytes of fp32 logits for which the padded pass takes its loss at a time."""
 BAND = 0.22
@@ -135,7 +137,7 @@ class Setup:
     four_bit: bool = False
     checkpointing: bool = False
     width: int = 2  # bytes per number of the base
-    activation_factor: float = 34  # bytes per token, hidden unit and layer in bf16; 24 when compiled
+    activation_factor: float = ACTIVATIONS  # bytes per token, hidden unit and layer in bf16; 24 when compiled
     logits: float = 1.0  # share of the logits that exists at a time
     logits_bytes: float = inf  # and the most of them, where the loss is taken in pieces
 

@@ -12,6 +12,7 @@ from math import inf, log, sqrt
 from tuneport.core.money import Range
 from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.estimate import (
+    ACTIVATIONS,
     GIB,
     LOGITS_PIECE,
     QUANTISED,
@@ -129,8 +130,23 @@ def padded(config: TrainConfig, shape: Shape, trained: float, longest: int, *, c
         four_bit=config.adapter.kind == "qlora" and not loaded,
         checkpointing=checkpointing,
         width=4 if config.dtype == "fp32" else 2,
+        activation_factor=ACTIVATIONS + _beside(config, shape),
         logits_bytes=4 * LOGITS_PIECE if config.method in ("sft", "cpt") else inf,
     )
+
+
+def _beside(config: TrainConfig, shape: Shape) -> float:
+    """Bytes per token, hidden unit and layer that adapters in fp32 keep in PEFT's own layers, beside what the base keeps.
+
+    Each layer's input in fp32; with dropout the dropped input and its mask too; with dora what the base and the adapter give. The
+    trainers of preferences hold adapters in bf16, and layers without dropout are fused (``lora``). Fitted to one run: docs/performance.md.
+    """
+    own = config.method in ("sft", "cpt") and config.adapter.low_rank and (config.adapter.kind == "dora" or config.adapter.dropout > 0)
+    if not own or shape.hidden is None or shape.intermediate is None or shape.key_value is None:
+        return 0.0
+    inner, key_value, query = (size / shape.hidden for size in (shape.intermediate, shape.key_value, shape.query or shape.hidden))
+    inputs, outputs = 3 + query + 2 + inner, query + 2 * key_value + 1 + 2 * inner + 1
+    return inputs * (9 if config.adapter.dropout > 0 else 4) + outputs * (6 if config.adapter.kind == "dora" else 0)
 
 
 def _packed(config: TrainConfig, shape: Shape, load: Load, machine: Hardware, trained: float, note: str) -> Fit:

@@ -110,7 +110,7 @@ def shape_of(model: str) -> Shape | None:
     config = Path(model).expanduser() / "config.json"
     if config.is_file():
         try:
-            shape = _shape_from_config(json.loads(config.read_text(encoding="utf-8")))
+            shape = shape_from_config(json.loads(config.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             shape = None  # an odd config: the worker reports it when it loads the model; the estimate stays unknown
         if shape is not None:
@@ -119,8 +119,8 @@ def shape_of(model: str) -> Shape | None:
     return Shape(parameters=float(found[0][0]) * _UNIT[found[0][1].lower()]) if found else None
 
 
-def _shape_from_config(config: dict[str, Any]) -> Shape:
-    """Dense decoder with grouped-query attention and a gated MLP (Llama, Qwen, Mistral, Gemma)."""
+def shape_from_config(config: dict[str, Any]) -> Shape:
+    """Dense decoder with grouped-query attention and a gated MLP (Llama, Qwen, Mistral, Gemma). Raises KeyError for another kind."""
     text = config.get("text_config", config)
     hidden, layers, inner, vocabulary = (int(text[k]) for k in ("hidden_size", "num_hidden_layers", "intermediate_size", "vocab_size"))
     heads = int(text["num_attention_heads"])

@@ -13,7 +13,7 @@ from trl import SFTTrainer
 
 from tuneport.core.errors import ProviderError
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.models import Shape
+from tuneport.local_backend.models import shape_from_config
 from tuneport.local_backend.packed import Packed, PackedDecoder, packed_decoder
 from tuneport.local_backend.packing import pack, parts
 from tuneport.local_backend.planned import Planned
@@ -66,7 +66,7 @@ def fast_pass(model: Any, config: TrainConfig, rows: Sequence[Encoded], shortage
         return f"its attention heads are {decoder.head_width} wide, which the attention kernels do not take"
     lengths = [len(row.input_ids) for row in rows]
     largest = max(sum(lengths[i] for i in step) for step in order(lengths, config))
-    print_ = footprint(_shape(model), rank=config.adapter.rank or 0, four_bit=decoder.four_bit)
+    print_ = footprint(shape_from_config(model.get_base_model().config.to_dict()), rank=config.adapter.rank or 0, four_bit=decoder.four_bit)
     if print_ is None:
         return "its shape is unknown"
     budget = free_memory() * MARGIN - STATE_BYTES * sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -87,20 +87,6 @@ def free_memory() -> float:
     share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # absent from older versions
     allowed = total * (share() if share else 1.0)
     return float(min(free + held, allowed) - torch.cuda.memory_allocated())
-
-
-def _shape(model: Any) -> Shape:
-    config = model.get_base_model().config
-    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return Shape(
-        parameters=0.0,  # the weights are loaded already
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        intermediate=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        key_value=head * config.num_key_value_heads,
-        query=head * config.num_attention_heads,
-    )
 
 
 class PackedTrainer(Planned, SFTTrainer):

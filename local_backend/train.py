@@ -371,15 +371,15 @@ def _needs_checkpointing(device: str, model: Any, config: TrainConfig, rows: lis
     """Would activations without recomputation crowd the GPU? By the component model of ``estimate``."""
     from tuneport.local_backend.estimate import memory_bytes  # noqa: PLC0415
     from tuneport.local_backend.fit import padded, recomputes  # noqa: PLC0415
-    from tuneport.local_backend.models import Shape  # noqa: PLC0415
+    from tuneport.local_backend.models import shape_from_config  # noqa: PLC0415
     from tuneport.local_backend.packed_trainer import free_memory  # noqa: PLC0415
 
     if device == "cpu" or not recomputes(config):
         return False
-    text = model.config.get_text_config()
-    if not hasattr(text, "hidden_size") or not hasattr(text, "num_hidden_layers"):
+    try:
+        shape = shape_from_config(model.config.to_dict())
+    except (KeyError, TypeError, ValueError):  # a model of another build
         return True
-    shape = Shape(0.0, hidden=text.hidden_size, layers=text.num_hidden_layers, vocabulary=text.vocab_size)
     need = memory_bytes(padded(config, shape, _learning(model, config), max(row.tokens for row in rows), loaded=True))
     return need is None or need.high > free_memory()
 

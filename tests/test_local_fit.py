@@ -13,9 +13,10 @@ from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
+from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.drawing import Draws, pass_seconds
 from tuneport.local_backend.estimate import GIB, Hardware, Setup, hardware_of, memory_bytes
-from tuneport.local_backend.fit import STATE, completed
+from tuneport.local_backend.fit import CONTEXT, STATE, Load, completed, fit
 from tuneport.local_backend.models import Shape
 from tuneport.local_backend.room import choose_room, footprint
 from tuneport.providers.local.compile import compile_plan
@@ -136,3 +137,27 @@ def test_measured_drawing_on_a_cpu_lies_in_the_range() -> None:
         draws = Draws(steps=1, prompts=1, samples=answers, prompt_tokens=100, longest=100)
         found = pass_seconds(small, Hardware(2, None), answers, draws, Range(low=2, high=2))
         assert found is not None and found.low < answers / speed < found.high
+
+
+SMOL = Shape(134.5e6, hidden=576, layers=30, intermediate=1536, vocabulary=49152, key_value=192, query=576, tied=True)
+LLAMA_1B = Shape(1.236e9, hidden=2048, layers=16, intermediate=8192, vocabulary=128256, key_value=512, query=2048, tied=True)
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "kind", "rows", "longest", "measured"),
+    [
+        (SMOL, "sft", "dora", 8, 1914, 31.35),  # rows of a micro-batch, tokens of the longest; peak GiB, one H100, docs/performance.md
+        (LLAMA_1B, "dpo", "lora", 8, 916, 39.33),
+        (LLAMA_1B, "kto", "lora", 8, 916, 20.84),
+    ],
+)
+def test_our_padded_pass_takes_what_is_predicted(
+    shape: Shape, method: str, kind: str, rows: int, longest: int, measured: float
+) -> None:
+    made = plan(method=method, tuning={"kind": kind, "rank": 16}, training={"batch_size": rows, "gradient_accumulation": 1},
+                facts=replace(FACTS, kind={"dpo": "preference", "kto": "unpaired_preference"}.get(method, "chat")))  # fmt: skip
+    config = TrainConfig.model_validate(made.payload)
+    found = fit(config, shape, Load(300, longest), hardware_of("NVIDIA H100 80GB HBM3", 16, None))
+    assert found.peak is not None and found.fits
+    held = (found.peak.low - CONTEXT) / GIB, (found.peak.high - CONTEXT) / GIB  # the driver's share is not in what torch counts
+    assert held[0] <= measured <= held[1], held
