@@ -83,6 +83,8 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         ("measure", "suite-too-small"): f"Measure on more rows first: {facts['rows']} test rows decide nothing.",
         ("measure", "answers-all-equal"): f"Measure on other rows first: all {facts['rows']} test rows expect the same answer, which a "
         "constant would give.",
+        ("measure", "rows-cannot-show"): f"Measure on more rows first: the prompt {arm!r} reaches {base} {metric}, so {facts['rows']} test "
+        f"rows could not show that a tuned model is better; about {facts['pilot_rows_needed']} could.",
         ("measure", "gain-unpaired"): "Compare the tuned model with the best prompt on the same rows before deciding.",
         ("measure", "incumbent-not-measured"): f"Measure today's model ({facts['incumbent']}) on the same rows before deciding: "
         f"the tuned model beats another model's prompt by {gain}, which says nothing of the one in use.",
@@ -249,8 +251,10 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         ),
         "retrieval": ("Build a retrieval prototype and measure it as one more arm (a column with the context) on the same rows.",),
         "measure": (
-            f"Measure on {facts['measuring_rows']} held-out rows of the job spec, today's model first: {facts['measuring_command']}; then "
-            "tuneport advise again, with --measurement measurement.json. Asking today's model once for each row costs "
+            f"Add test rows, to about {facts['pilot_rows_needed']}, and measure the same arms on them: {facts['measuring_command']}."
+            if facts["pilot_rows_needed"]
+            else f"Measure on {facts['measuring_rows']} held-out rows of the job spec, today's model first: {facts['measuring_command']}; "
+            "then tuneport advise again, with --measurement measurement.json. Asking today's model once for each row costs "
             + (f"{facts['measuring']}." if facts["measuring"] else "an unknown sum: a price is missing."),
         ),
         "pilot": (

@@ -37,6 +37,7 @@ class Pilot(BaseModel):
     p_shows: float | None  # by the prior
     worth_usd: float | None  # of knowing the offer's money beforehand; None: nothing to simulate
     worth_it: bool | None
+    rows_needed: int | None = None  # where no result on these rows could be told from chance: so many could show a flawless model
 
 
 def pilot_of(
@@ -60,13 +61,16 @@ def pilot_of(
     if needed is not None:
         before, _ = draw_acceptance(rng, scores, scores, len(removed), clusters)
         chance = float((rng.binomial(counted, after_tuning(before, removed)) * n >= needed * counted).mean())
+    more = None
     what, gain = metric.replace("_", " "), f"a gain over {baseline.name!r} whose interval lies above zero"
     if loss:
         gain = f"a difference from {baseline.name!r} whose interval lies above {-100 * loss:.0f} points, at a lower price"
     if needed is not None and needed <= n:
         show = f"At least {needed} of the {n} rows right ({100 * needed / n:.0f} %): the bar of {100 * bar:.0f} %, and {gain}."
     elif needed is not None:
-        show = f"Nothing that {n} rows could show: {baseline.name!r} is too good for that to be told from chance. Add test rows first."
+        more = math.ceil(_rows_to_show(float(scores.mean()), loss, counted) * n / counted)
+        show = f"Nothing that {n} rows could show: {baseline.name!r} is too good for that to be told from chance. About {more:,} test rows "
+        show += "could show a flawless model."
     else:
         show = f"A mean {what} of at least {100 * bar:.0f} %, and {gain}."
     worth = float(np.maximum(npv, 0).mean() - max(0.0, float(npv.mean()))) if npv is not None and priced else None
@@ -81,6 +85,7 @@ def pilot_of(
         p_shows=chance,
         worth_usd=worth,
         worth_it=verdict,
+        rows_needed=more,
     )
 
 
@@ -91,6 +96,25 @@ def _needed(n: int, right: int, bar: float, loss: float) -> int:
         if newcombe_paired(both, right - both, k - both, n - right - k + both).low > -loss:
             return k
     return n + 1
+
+
+def _rows_to_show(share: float, loss: float, known: int) -> int:
+    """The fewest rows, above ``known``, on which a flawless model could be told from one that gets ``share`` right.
+
+    More than a million is taken for never, and given back as a million.
+    """
+
+    def shows(n: int) -> bool:
+        right = min(round(share * n), n - 1)
+        return newcombe_paired(right, 0, n - right, 0).low > -loss
+
+    low, high = known, 2 * known
+    while high < 1_000_000 and not shows(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return min(high, 1_000_000)
 
 
 def _price(candidate: Candidate, drivers: Drivers | None, n: int) -> tuple[Range | None, str]:

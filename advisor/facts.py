@@ -322,6 +322,7 @@ def _next_facts(situation: Situation, backed: Offer | None) -> dict[str, Fact]:
     return {
         "pilot_offer": piloted.id if piloted else None,
         "pilot_outlives": outlives(piloted, situation.leaving) if piloted else None,
+        "pilot_rows_needed": pilot.rows_needed if pilot else None,
         "pilot_saves": piloted.economics.p_saves if piloted and piloted.economics else None,
         "pilot_worth_it": pilot.worth_it if pilot else None,
         "pilot_worth": pilot.worth_usd if pilot else None,

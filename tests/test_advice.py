@@ -250,6 +250,20 @@ def test_a_gain_must_also_be_told_from_chance() -> None:
     assert near.pilot.needed > 80  # 72 rows right would meet the bar, and show nothing
 
 
+def test_rows_that_could_show_no_pilot_are_added_first() -> None:
+    """39 of 40 right against a bar of 99 %: even a flawless model differs on one row."""
+    report = advised(intake(quality={"bar": 0.99}), measurement(arm("few-shot", share(40, 39))))
+    assert report.decision.verdict == "measure"
+    assert report.pilot is not None
+    more = report.pilot.rows_needed
+    assert more is not None
+    assert f"about {more} could" in report.decision.sentence
+    assert f"to about {more}" in report.decision.next_steps[0]
+    enough = advised(intake(quality={"bar": 0.99}), measurement(arm("few-shot", share(more, round(more * 0.975)))))
+    assert enough.decision.verdict == "pilot"
+    assert enough.pilot is not None and enough.pilot.rows_needed is None
+
+
 def test_a_pilot_that_costs_more_than_knowing_is_worth_is_declined() -> None:
     trifle = intake(volume_per_month=10, quality={"rejected_answer_usd": 0.001})
     report = advised(trifle, measurement(arm("few-shot", share(300, 60))), plan(usd=(500, 900)))
