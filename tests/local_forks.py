@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
@@ -43,9 +45,9 @@ def forks(cache: Path) -> Iterator[Any]:
         yield context
 
 
-def attempt(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill") -> int:
+def attempt(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill", *, packed: bool = False) -> int:
     """One worker's attempt at the job, in a process of its own; returns its exit code. See ``work``."""
-    process = started(context, job, at, what)
+    process = started(context, job, at, what, packed=packed)
     process.join(LIMIT_S)
     code = process.exitcode
     if code is None:
@@ -54,20 +56,20 @@ def attempt(context: Any, job: JobDir, at: Moment | None = None, what: What = "k
     return int(code)
 
 
-def started(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill") -> Any:
+def started(context: Any, job: JobDir, at: Moment | None = None, what: What = "kill", *, packed: bool = False) -> Any:
     """The process of an attempt that has begun."""
-    process = context.Process(target=work, args=(str(job.path), at, what))
+    process = context.Process(target=work, args=(str(job.path), at, what, packed))
     process.start()
     return process
 
 
-def work(path: str, at: Moment | None, what: What) -> None:
-    """A worker's whole life; at a moment of it something happens: kill -9, or the user cancels.
+def work(path: str, at: Moment | None, what: What, packed: bool) -> None:
+    """A worker's whole life, by the ``packed`` pass or the usual one; at a moment of it comes kill -9, or the user's cancel.
 
     A moment is the writing of its n-th event, which a kill leaves torn; "save", before its second checkpoint is whole; "validate",
     within its second validation; "result", before the adapter is written; or "line": it stands in line for a GPU.
     """
-    from tuneport.local_backend import best, card, story, train
+    from tuneport.local_backend import best, card, story, train, trainer
 
     job, met = JobDir(Path(path)), 0
 
@@ -100,6 +102,21 @@ def work(path: str, at: Moment | None, what: What) -> None:
     before(story.Story, "on_save", lambda: met_at("save") if job.whole_checkpoints() else None)
     before(best.BestAdapter, "offer", lambda: met_at("validate") if (job.best / "best.json").exists() else None)
     before(card, "save_result", lambda: met_at("result"))
+    if packed:
+        trainer.train = partial(_train_packed, trainer.train)
     if at == "line":
         train.choose_device = lambda _: "cuda"
     os._exit(train.main([path]))
+
+
+def _train_packed(train: Callable[..., str], run: Any, *rest: Any) -> str:
+    """The packed pass on the CPU, where its arithmetic runs without the kernels."""
+    from tuneport.local_backend.models import shape_from_config
+    from tuneport.local_backend.packed import packed_decoder
+    from tuneport.local_backend.packed_trainer import FastPass
+    from tuneport.local_backend.room import Room, footprint
+
+    shape = shape_from_config(run.model.get_base_model().config.to_dict())
+    decoder, found = packed_decoder(run.model), footprint(shape, rank=16, four_bit=False)
+    assert not isinstance(decoder, str) and found is not None
+    return train(replace(run, fast=FastPass(decoder, Room(found, 1.5 * found.least(200), 200))), *rest)

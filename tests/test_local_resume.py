@@ -29,7 +29,7 @@ from tuneport.tests.local_tiny import write_model
 
 CLOCK = frozenset({"tokens_per_second", "eval_seconds", "epoch"})
 TRAINERS = [
-    ("cpt", "dora"), ("dpo", "lora"), ("dpo", "full"), ("kto", "prompt"), ("orpo", "qlora"), ("simpo", "rslora"), ("rft", "lora"),
+    ("cpt", "packed"), ("dpo", "lora"), ("dpo", "full"), ("kto", "prompt"), ("orpo", "qlora"), ("simpo", "rslora"), ("rft", "lora"),
 ]  # fmt: skip
 
 
@@ -67,16 +67,17 @@ def result(job: JobDir) -> dict[str, bytes]:
 def test_killed_at_random_it_reaches_the_same_losses(method: str, kind: str, model: Path, workers: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"training__steps": 6, "training__learning_rate": 5e-3}
     settings |= {"evaluation__checkpoints": 3, "evaluation__evaluations": 3, "evaluation__early_stopping": {"patience": 3}}
-    plan = plan_of(method, kind, model, **settings | ({"tuning__dropout": 0.1} if kind == "lora" else {}))
+    packed = kind == "packed"  # lora by the packed pass
+    plan = plan_of(method, "lora" if packed else kind, model, **settings | ({"tuning__dropout": 0.1} if kind == "lora" else {}))
     whole, cut = made(plan, tmp_path / "whole"), made(plan, tmp_path / "cut")
-    assert attempt(workers, whole) == 0, whole.state()
+    assert attempt(workers, whole, packed=packed) == 0, whole.state()
     count = len(list(whole.events()))
     draw = random.Random(f"{method} {kind}")
     kills: list[Moment] = ["save", draw.randrange(3, count - 5)]  # the second save leaves steps to do
     draw.shuffle(kills)
     for kill in kills:
-        assert attempt(workers, cut, kill) == KILLED, (kills, cut.state())
-    assert attempt(workers, cut) == 0, (kills, cut.state())
+        assert attempt(workers, cut, kill, packed=packed) == KILLED, (kills, cut.state())
+    assert attempt(workers, cut, packed=packed) == 0, (kills, cut.state())
     assert told(cut) == told(whole), kills
     assert result(cut) == result(whole) != {}
 
