@@ -208,7 +208,7 @@ def _candidate(
         training_closes=life.training_closes,
         inference_ends=life.inference_ends,
         prices=tuple(side.notes),
-        notes=tuple(side.remarks + [f"{w.code}: {w.message}" for w in plan.warnings]),
+        notes=tuple(side.remarks + side.clashes + [f"{w.code}: {w.message}" for w in plan.warnings]),
     )
     return Candidate(offer, terms)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 
 from pydantic import BaseModel, ConfigDict
@@ -68,6 +68,7 @@ class Side:
     remarks: list[str]
     terms: Terms | None = None
     spread: float = 0.0
+    clashes: list[str] = field(default_factory=list)  # answers of the decision file that cannot all hold, in sentences
 
 
 class Desk:
@@ -182,9 +183,9 @@ class Desk:
         volume, hours = self.intake.volume_per_month, self.intake.open_hours_per_month
         found = 1 - math.exp(-volume.high / hours.low * kept.high / 60)
         if hit.low > found + 0.005:
-            side.remarks.append(
-                f"the decision file has {hit.low:.0%} of the static prompt read from the cache, but at this volume at most {found:.0%} of "
-                f"the requests come within {kept.high:g} minutes of the one before, were they spread evenly at random"
+            side.clashes.append(
+                f"The decision file has {hit.low:.0%} of the static prompt read from the cache of {whose}, but at its volume at most "
+                f"{found:.0%} of the requests come within {kept.high:g} minutes of the one before, were they spread at random over the hours."
             )
         if all(price.amount.high <= 0 for price in terms):
             return None

@@ -107,7 +107,7 @@ def build_report(
         sensitivity=sensitivity,
         assumptions=assumptions_of(intake, chosen, now, incumbent, prior),
         risks=risks_of(intake, chosen, incumbent, measurement, today),
-        warnings=(*about_incumbent(intake.incumbent, incumbent, desk, now), *notes),
+        warnings=(*about_incumbent(intake.incumbent, incumbent, desk, now), *now.clashes, *notes),
         reproducibility=Reproducibility(
             inputs_sha256=_digest(intake, measurement, plans, families, facts, seed), seed=seed, draws=DRAWS, versions=_versions()
         ),
