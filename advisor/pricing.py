@@ -185,7 +185,7 @@ class Desk:
         if hit.low > found + 0.005:
             side.clashes.append(
                 f"The decision file has {hit.low:.0%} of the static prompt read from the cache of {whose}, but at its volume at most "
-                f"{found:.0%} of the requests come within {kept.high:g} minutes of the one before, were they spread at random over the hours."
+                f"{found:.0%} of the requests come within {kept.high:g} minutes of the one before, were they spread at random."
             )
         if all(price.amount.high <= 0 for price in terms):
             return None
