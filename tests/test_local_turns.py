@@ -21,6 +21,7 @@ from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.process import worker_environment
 from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_jobs import plan_of
+from tuneport.tests.local_tiny import write_model
 
 GPU = "cuda:7"
 LIMIT_S = 120
@@ -168,3 +169,45 @@ def test_another_device_is_another_line(line: Line) -> None:
     line.loaded("j-b", "j-a")
     line.has_it("j-b")
     line.has_it("j-a")
+
+
+def test_the_ledger_shows_who_waits_for_whom_from_submission_on(line: Line, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
+
+    from tuneport.cli import application
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUNEPORT_LEDGER", str(tmp_path / "ledger.db"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("tuneport.providers.local.client.require_training_stack", lambda: None)
+    interpreter = tmp_path / "slow"
+    interpreter.write_text("#!/bin/sh\nexec sleep 600\n")  # workers that still load
+    interpreter.chmod(0o755)
+    monkeypatch.setattr("tuneport.local_backend.process.sys.executable", str(interpreter))
+    rows = [{"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"it is {i}"}]} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = {"model": {"local": str(write_model(line.model))}, "data": {"train": "rows.jsonl"}, "options": {"local": {"device": "cuda"}}}
+    (tmp_path / "spec.yaml").write_text(json.dumps(spec))
+
+    def said(*command: str) -> str:
+        found = CliRunner().invoke(application(), list(command))
+        assert found.exit_code == 0, (found.output, found.exception)
+        return found.stdout
+
+    try:
+        for _ in range(3):
+            said("submit", "spec.yaml", "-p", "local", "--yes", "--detach")
+        third, second, first = json.loads(said("jobs", "--json"))
+        key = {job["id"]: Path(job["ref"]).name for job in (first, second, third)}
+        behind = f"{key[first['id']]} and {key[second['id']]}"
+        assert (third["state"], third["message"]) == ("queued", f"place 3 in line for {GPU}, behind {behind}")
+        assert f"queued: place 2 in line for {GPU}, behind {key[first['id']]}" in said("jobs")
+        said("cancel", second["id"])
+        assert f"place 2 in line for {GPU}, behind {key[first['id']]}" in said("status", third["id"])
+    finally:
+        for job in JobDir(tmp_path / "jobs").path.iterdir():
+            worker = JobDir(job).worker()
+            if worker is not None:
+                with suppress(ProcessLookupError):
+                    os.kill(worker[0], signal.SIGKILL)
