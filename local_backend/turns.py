@@ -88,7 +88,8 @@ def take_turn(device: str, job: JobDir, waiting: Callable[[Place], None]) -> int
 
 def leave(device: str, job: JobDir) -> None:
     """Take a waiting job out of the line."""
-    entry, _ = _place(_folder(device), job)
+    folder = _path(device)
+    entry = _place(folder, job)[0] if folder.is_dir() else None
     if entry is not None:
         entry.unlink(missing_ok=True)
 
@@ -128,8 +129,12 @@ def _alive(entry: Path, me: JobDir) -> bool:
     return job.path != me.path.absolute() and job.worker_alive()
 
 
+def _path(device: str) -> Path:
+    return cache_dir() / "devices" / device.replace(":", "-", 1).replace("/", "-")
+
+
 def _folder(device: str) -> Path:
-    folder = cache_dir() / "devices" / device.replace(":", "-", 1).replace("/", "-")
+    folder = _path(device)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
