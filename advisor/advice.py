@@ -122,6 +122,8 @@ def sentence_of(verdict: Verdict, cause: str, facts: Mapping[str, Fact], offer: 
         f"{metric} against a bar of {bar}; run another pilot with more data or a larger base model.",
         ("find_offer", "no-measured-offer"): "Find a place to run it first: the tuned model is good enough, but no open offer with a known "
         "price serves it.",
+        ("find_offer", "no-open-offer"): f"Find a place to train first: no offer is open ({facts['closed_offers']} closed), and the best "
+        f"prompt reaches {base} {metric}, short of the bar of {bar}.",
         ("find_offer", "no-pilot-outlives-todays"): f"Find a place that lasts first: every open offer ends with {facts['incumbent']} on "
         f"{facts['incumbent_ends']}, so a pilot there would tune a model that ends with it.",
         ("find_offer", "offer-ends-with-todays"): f"Find a place that lasts first: the tuned model gains {gain}, but ends on "
@@ -267,6 +269,8 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         "find_offer": (
             f"Name a base model in the spec that serves beyond {facts['incumbent_ends']} (see tuneport models), and advise again."
             if facts["outlives"] is False or facts["pilot_outlives"] is False
+            else "Mend what closes the offers (their table says why), or name another base model in the spec (see tuneport models)."
+            if facts["open_offers"] == 0 and facts["unpriced_offers"] == 0
             else "Add the missing prices to the price book (TUNEPORT_PRICES), or plan the same base model at another provider.",
         ),
         "route": (
@@ -291,6 +295,8 @@ def next_steps_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer | No
         more.append(f"Before any data leaves, have it confirmed in writing that {facts['place']} processes it in {facts['regions']}.")
     if facts["incumbent_ends_inside"] and verdict != "migrate":
         more.append(f"Plan the move away from {facts['incumbent']} before {facts['incumbent_ends']}, whatever is decided here.")
+    if facts["nobody_trains"] and (verdict in ("pilot", "fine_tune") or (verdict == "migrate" and offer)):
+        more.append("Find somebody who can call a tuning API or train a model: the team's skills end at prompting (S0).")
     detectable = facts["detectable"]
     if isinstance(detectable, float) and detectable > 0.1:
         more.append(f"Add test rows: the suite detects only about {_points(detectable)} points.")

@@ -147,6 +147,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "regions": ", ".join(intake.privacy.regions),
         "regulations": ", ".join(intake.privacy.regulations) or "none named",
         "skills": intake.skills,
+        "nobody_trains": intake.skills == "prompting",
         "metric": metric,
         "metrics": ", ".join(measured_metrics) or "none",
         "bar": intake.quality.bar,

@@ -264,6 +264,18 @@ def test_rows_that_could_show_no_pilot_are_added_first() -> None:
     assert enough.pilot is not None and enough.pilot.rows_needed is None
 
 
+def test_a_pilot_needs_an_open_offer_and_somebody_to_make_it() -> None:
+    short = measurement(arm("few-shot", share(300, 60)))
+    shut = advised(intake(), short, plan(refused={"model": "it is gone"}))
+    assert (shut.decision.verdict, shut.decision.offer) == ("find_offer", None)
+    assert "no offer is open (1 closed)" in shut.decision.sentence
+    assert "closes the offers" in shut.decision.next_steps[0]
+    alone = advised(intake(skills="prompting"), short)
+    assert alone.decision.verdict == "pilot"
+    assert any("skills end at prompting" in step for step in alone.decision.next_steps)
+    assert any(doubt.rule == "nobody-to-do-it" and doubt.fired for doubt in alone.decision.doubts)
+
+
 def test_a_pilot_that_costs_more_than_knowing_is_worth_is_declined() -> None:
     trifle = intake(volume_per_month=10, quality={"rejected_answer_usd": 0.001})
     report = advised(trifle, measurement(arm("few-shot", share(300, 60))), plan(usd=(500, 900)))
