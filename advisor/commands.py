@@ -68,11 +68,22 @@ def _interview(decision: Path, spec: Path | None) -> None:
         return typed
 
     console.print("One number, or two (10th and 90th percentile). Enter takes what stands in brackets.", highlight=False, markup=False)
-    document = interview(ask, lambda why: console.print(f"[yellow]![/] {escape(why)}", highlight=False), known, earlier)
-    if decision.exists():
-        decision.replace(decision.with_name(decision.name + ".bak"))
-    terminal.write(decision, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
-    console.print(f"wrote [bold]{escape(str(decision))}[/]", highlight=False)
+    def keep(document: dict[str, Any]) -> None:
+        if decision.exists():
+            decision.replace(decision.with_name(decision.name + ".bak"))
+        terminal.write(decision, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+        console.print(f"wrote [bold]{escape(str(decision))}[/]", highlight=False)
+
+    answered: dict[str, Any] = {}
+    try:
+        document = interview(ask, lambda why: console.print(f"[yellow]![/] {escape(why)}", highlight=False), known, earlier,
+                             answered.update)  # fmt: skip
+    except (typer.Abort, KeyboardInterrupt):  # the end of the input, or Ctrl-C
+        if answered:
+            keep(answered)
+            console.print("not all questions are answered; give the same command again to go on", highlight=False)
+        raise
+    keep(document)
 
 
 def _shown(value: Any) -> str:

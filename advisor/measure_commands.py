@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from math import isfinite
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -540,6 +541,10 @@ def _cache(settings: Settings) -> Path:
     return settings.out.parent / "answers"
 
 
+_QUIET_S = 20.0
+"""Seconds between two lines on how far an arm is, where there is no terminal for a bar."""
+
+
 @dataclass(frozen=True)
 class _Verdicts:
     """Progress of a judge in the shape of an arm's."""
@@ -558,16 +563,22 @@ class _Verdicts:
 
 @contextmanager
 def _progress(console: Console, name: str, total: int | None) -> Iterator[Callable[[Any], None]]:
-    """A bar with rows, money and time left on a terminal; elsewhere one line at the end."""
+    """A bar with rows, money and time left on a terminal; elsewhere a line now and then, and one at the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     last: list[Any] = []
+    told = monotonic()
     columns = (TextColumn("{task.description:14}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(escape(name), total=total, told="")
 
         def show(progress: Any) -> None:
+            nonlocal told
             last[:] = [progress]
+            if not console.is_terminal and monotonic() - told >= _QUIET_S:
+                told = monotonic()
+                of = f" of {progress.total:,}" if progress.total else ""
+                console.print(escape(f"{name}: {progress.done:,}{of} so far, {_spent(progress)}"), highlight=False)
             left = "" if progress.seconds_left is None else f", {terminal.span(progress.seconds_left)} left"
             bar.update(task, completed=progress.done, total=progress.total, told=f"{_spent(progress)}{left}")
 
@@ -582,4 +593,4 @@ def _progress(console: Console, name: str, total: int | None) -> Iterator[Callab
 
 
 def _spent(progress: Any) -> str:
-    return "spent: unknown" if progress.usd is None else f"spent {terminal.usd_range(progress.usd.low, progress.usd.high)}"
+    return "price unknown" if progress.usd is None else f"spent {terminal.usd_range(progress.usd.low, progress.usd.high)}"

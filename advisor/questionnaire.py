@@ -104,11 +104,16 @@ def flatten(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def interview(
-    ask: Asker, refuse: Callable[[str], None], known: Mapping[str, Any], start: Mapping[str, Any] | None = None
+    ask: Asker,
+    refuse: Callable[[str], None],
+    known: Mapping[str, Any],
+    start: Mapping[str, Any] | None = None,
+    follow: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Ask every question; returns the decision file as a document. ``refuse`` is told why an answer makes no sense.
 
-    ``known`` are defaults by path; what ``start`` (an earlier file) holds beyond the questions is kept.
+    ``known`` are defaults by path; what ``start`` (an earlier file) holds beyond the questions is kept. ``follow`` sees the document
+    after every answer.
     """
     document: dict[str, Any] = {"version": 1, **deepcopy(dict(start or {}))}
     for question in QUESTIONS:
@@ -127,6 +132,7 @@ def interview(
                 continue
             break
         document = changed
+        follow(document)
     return document
 
 

@@ -269,6 +269,8 @@ class Catalogue:
         known = self._offerings[name].get(provider) if name else None
         if known is not None and model_id in (name, known.vendor_id):
             return known
+        if provider == "local" and not _is_local(model_id):
+            raise CatalogueError(f"no base model is called {model_id!r} on this machine", fix=self._remedy(model_id, provider))
         return Offering(model_id, provider, model_id, serving=("local",) if provider == "local" else (), known=False)
 
     def similar(self, model: str) -> tuple[str, ...]:
@@ -281,6 +283,8 @@ class Catalogue:
             return f"a tuned model is trained further with: model: {base_of(model)}, continue_from: {model}"
         close = self.similar(model)
         meant = f"did you mean {' or '.join(close)}? Otherwise " if close else ""
+        if provider == "local":
+            return f"{meant}name a folder, a .gguf file or a hub id such as org/name; `tuneport models` lists what is known"
         return f"{meant}see `tuneport models`, or name the vendor's id yourself: model: {{{provider}: <id>}}"
 
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tuneport.core.deployments import Deployments
-from tuneport.core.errors import ProviderError, UsageError
+from tuneport.core.errors import LedgerError, ProviderError, UsageError
 from tuneport.core.export_folder import claim
 from tuneport.core.job import Checkpoint, JobEvent, JobState, RemoteJob
 from tuneport.core.jobs import Job, OnUpdate, TunedModel, Update, no_model
@@ -107,6 +108,18 @@ class Engine:
                 if held is not None and self.ledger.add(job_id, spec, plan, source_facts(spec), estimate=cost.usd):
                     Submission(self.ledger, provider, job_id, held, self._sleep, on_progress).carry_out(rows)
                     return self.job(job_id)
+
+    def twins(self, spec: JobSpec, provider: str) -> list[Job]:
+        """Jobs made there of the very same spec and data that have a model or may still get one: among the latest 50, newest first."""
+        sought, facts = with_absolute_paths(spec), source_facts(with_absolute_paths(spec))
+        found = []
+        for record in self.ledger.latest(limit=50):
+            ended = record.state in (JobState.FAILED, JobState.CANCELLED)
+            if record.provider == provider and not ended and self.ledger.sources(record.id) == facts:
+                with suppress(LedgerError):  # the spec of another version
+                    if self.ledger.spec(record.id) == sought:
+                        found.append(self.job(record.id))
+        return found
 
     def resume(self, job_id: str) -> Job:
         """Go on with a paused job, or finish a submission that was interrupted (one that is made is adopted). Else harmless.

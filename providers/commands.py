@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tuneport.core import terminal
-from tuneport.core.errors import UsageError
+from tuneport.core.errors import CredentialsError, UsageError
 from tuneport.core.terminal import METHODS_HELP, ROW_FORMATS, ROW_FORMATS_HELP, JsonOption, escape
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def doctor(
 ) -> None:
     """Say which key, permission, role or setting is missing.
 
-    By reads that change nothing. Exit code 1 when something is missing.
+    By reads that change nothing. Exit code 7 when something is missing.
     """
     from tuneport.core.catalogue import load_catalogue
     from tuneport.core.spec_file import load_spec
@@ -159,4 +159,4 @@ def doctor(
         said = escape(str(finding).removeprefix(finding.state).lstrip())
         terminal.console().print(f"[{colour}]{finding.state:8}[/]{said}", highlight=False)
     if missing:
-        raise typer.Exit(1)
+        raise typer.Exit(CredentialsError.exit_code)

@@ -61,6 +61,9 @@ def submit(
     console.print(f"{provider} will train [bold]{escape(one.vendor_model)}[/] by {loaded.method}: {price}, {time}", highlight=False)
     for warning in one.warnings:
         console.print(f"[yellow]![/] {escape(warning.message)}", highlight=False)
+    with suppress(NoLedgerError):
+        for twin in _engine(create=False).twins(loaded, provider):
+            console.print(f"[yellow]![/] {twin.id} was made of the same spec and is {twin.state}: this makes another job", highlight=False)
     registry.require(provider)  # nobody is asked about a job that cannot be made
     check_before_spending(loaded, shown)
     consent(f"Submit for {price}?", yes, "submitting")

@@ -133,6 +133,7 @@ def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, 
     own = [path for path in HANDLED_BY_TUNEPORT if any(o.path == path and o.value is not None for p in plans.values() for o in p.outcomes)]
     console.print(f"[dim]carried out by tuneport itself: {', '.join(own)}[/]", highlight=False)
     console.print("[dim]✓ sent   ~ sent in another form   · left to the provider   ✗ refused[/]", highlight=False)
+    console.print("[dim]ready: nothing is refused; keys and rights are looked at by submit and doctor[/]", highlight=False)
     console.print("[dim]! look at this   $ what the price stands on   t what the time stands on[/]\n", highlight=False)
     for name, one in plans.items():
         _show_notes(name, one, every_field)

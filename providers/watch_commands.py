@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
     from tuneport.core.jobs import Update
 
+_QUIET_S = 20.0
+"""Seconds between two lines on how far a job is, where there is no terminal for a bar."""
 _SHOWN = ("loss", "eval_loss", "tokens_per_second")  # metrics beside the progress bar
 
 
@@ -61,17 +64,20 @@ def follow_job(job: Job) -> None:
     percent, metric = TextColumn("{task.percentage:>3.0f} %"), TextColumn("[cyan]{task.fields[metrics]}")
     state = TextColumn("{task.fields[state]}")
     columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn(), metric)
-    last = ""
+    last, told = "", monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job.id, total=1.0, state=str(job.state), metrics="")
 
         def show(update: Any) -> None:
-            nonlocal last
+            nonlocal last, told
             record = update.job
             for event in update.events:
                 shown = "  ".join(f"{k} {v:.4g}" for k, v in event.metrics.items() if k in _SHOWN)
                 if shown:
                     bar.update(task, metrics=shown)
+                    if not console.is_terminal and monotonic() - told >= _QUIET_S:
+                        told = monotonic()
+                        console.print(f"[dim]{event.at:%H:%M:%S}[/] {job.id} {escape(event.message)}  {shown}", highlight=False)
             bar.update(task, completed=record.progress or 0.0, state=f"{record.state} {record.freshness(datetime.now(UTC))}".strip())
             if record.state != last:
                 last = record.state

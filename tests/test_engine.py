@@ -62,8 +62,11 @@ def test_the_key_at_the_vendor_holds_the_job_id(bench: Bench) -> None:
 
 
 def test_submitting_twice_makes_two_jobs_and_resuming_none(bench: Bench) -> None:
-    one, two = bench.submit(), bench.submit()
+    one = bench.submit()
+    assert [job.id for job in bench.engine.twins(bench.spec, "fake")] == [one.id]
+    two = bench.submit()
     assert one.id != two.id
+    assert bench.engine.twins(make_spec(bench.folder, name="other"), "fake") == [] == bench.engine.twins(bench.spec, "elsewhere")
     assert bench.engine.resume(one.id).ref == one.ref
     assert len(bench.vendor.jobs) == 2
     assert [job.id for job in bench.engine.jobs()] == [two.id, one.id] or one.record.created_at == two.record.created_at

