@@ -12,7 +12,7 @@ demo: $(VENV)/.demo  ## the whole pass: check, plan, baselines, fine-tune, measu
 	PATH="$(BIN):$$PATH" sh examples/tickets/demo.sh
 
 test: $(VENV)/.test  ## every test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: $(VENV)/.test  ## linter and types
 	$(BIN)/ruff check .
