@@ -11,8 +11,8 @@ export HF_HUB_OFFLINE := 1
 demo: $(VENV)/.demo  ## the whole pass: check, plan, baselines, fine-tune, measure, report
 	PATH="$(BIN):$$PATH" sh examples/tickets/demo.sh
 
-test: $(VENV)/.test  ## every test
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+test: $(VENV)/.test  ## every test; many wait for other processes, and the longest files hold few tests
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test  ## linter and types
 	$(BIN)/ruff check .

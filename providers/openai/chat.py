@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any, cast
 
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.core.provider import ChatReply, ChatRequest
@@ -21,8 +24,8 @@ class UnknownModelError(ProviderError):
 class Chat:
     """Answers requests with one model. Learns once which settings the model refuses, and leaves those out from then on."""
 
-    def __init__(self, client: OpenAI, model: str, service: str) -> None:
-        self._client, self._model, self._service = client, model, service
+    def __init__(self, clients: Sequence[OpenAI], model: str, service: str) -> None:
+        self._clients, self._own, self._model, self._service = cycle(clients), threading.local(), model, service
         self._settings: dict[str, Any] = {"temperature": 0}
         self._length = "max_completion_tokens"
 
@@ -46,15 +49,22 @@ class Chat:
 
     def _sent(self, request: ChatRequest, settings: dict[str, Any], started: float, call: str) -> ChatReply:
         messages: Any = list(request.messages)
-        create = self._client.chat.completions.create
+        client = self._client()
         if request.stream:
             usage: Any = {"include_usage": True}
+            create = client.chat.completions.create
             with create(model=self._model, messages=messages, stream=True, stream_options=usage, **settings) as events:
                 return streamed(request, events, started)
         # The same request by the SDK's own post: checking plain dictionaries against its types would be a third of the client's work.
         body = {"model": self._model, "messages": messages, **settings}
-        answer = self._client.post("/chat/completions", body=body, cast_to=object)
+        answer = client.post("/chat/completions", body=body, cast_to=object)
         return _reply(request, answer, time.monotonic() - started, call, self._service)
+
+    def _client(self) -> OpenAI:
+        """This thread's one of the clients."""
+        if not hasattr(self._own, "client"):
+            self._own.client = next(self._clients)
+        return cast("OpenAI", self._own.client)
 
     def _leave_out(self, param: str | None, tried: dict[str, Any]) -> bool:
         """Whether to ask again without a setting: reasoning models take no temperature, older services only max_tokens."""

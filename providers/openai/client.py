@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -48,9 +48,18 @@ CONNECT_S = 10.0
 TIMEOUT_S = 60.0
 UPLOAD_S = 600.0
 CHAT_S = 300.0
+POOL = 8
+"""Connections that share a pool when many questions are asked at once: for each request a pool looks through all that it has."""
 _PAGE = 100  # entries of a list, the most that OpenAI gives
 _SCANNED_PAGES = 10
 """Pages of jobs, newest first, in which ``find`` looks for the key when the filter shows nothing."""
+
+
+def _transport() -> Any:
+    """An HTTP client of the SDK's kind, with a pool of its own."""
+    import openai  # noqa: PLC0415 -- as in ``_client``
+
+    return openai.DefaultHttpxClient(verify=_ssl_context(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))))
 
 
 class OpenAIProvider:
@@ -220,8 +229,10 @@ class OpenAIProvider:
         Raises CredentialsError for the key, ProviderError when the model does not exist (any more).
         """
         name, address = self._split(model)
-        with self._client(address, CHAT_S, connections=concurrency) as client:
-            chat = Chat(client, name, address.service)
+        with self._client(address, CHAT_S) as client, ExitStack() as more:
+            pools = -(-concurrency // POOL)
+            others = [more.enter_context(client.copy(http_client=_transport())) for _ in range(pools - 1)]
+            chat = Chat([client, *others], name, address.service)
             yield from ask_all(requests, chat.ask, concurrency=concurrency, fatal=(UnknownModelError,), sleep=self._sleep)
 
     def deployments(self) -> Deployer:
@@ -239,7 +250,7 @@ class OpenAIProvider:
         return name, address if address.base_url else self._address
 
     @contextmanager
-    def _client(self, address: Address, timeout_s: float | None = None, *, connections: int = 1) -> Iterator[OpenAI]:
+    def _client(self, address: Address, timeout_s: float | None = None) -> Iterator[OpenAI]:
         try:
             import openai  # noqa: PLC0415 -- the SDK is an extra, loaded when something is sent
         except ImportError:
@@ -249,13 +260,7 @@ class OpenAIProvider:
             raise no_key(self._key_variable)
         timeout = openai.Timeout(timeout_s or self._timeout_s, connect=min(CONNECT_S, self._timeout_s))
         with translated("to take a connection", address.service):
-            limits = openai.DEFAULT_CONNECTION_LIMITS
-            kept = max(limits.max_keepalive_connections or 0, connections)  # else every further answer costs a handshake
-            transport = openai.DefaultHttpxClient(
-                verify=_ssl_context(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))),
-                limits=type(limits)(max_connections=limits.max_connections, max_keepalive_connections=kept),
-            )
-            client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout, http_client=transport)
+            client = openai.OpenAI(api_key=key, base_url=address.base_url, max_retries=0, timeout=timeout, http_client=_transport())
         with client:
             try:
                 yield client
