@@ -158,6 +158,9 @@ def _tokenizer(writer: Any, folder: Path, size: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     content = json.loads(tokenizer.backend_tokenizer.to_str()) if getattr(tokenizer, "backend_tokenizer", None) else {}
     split = _split(content)
+    merges = content["model"]["merges"]
+    if not merges:
+        raise ProviderError("the tokenizer has no merges, and llama.cpp loads no BPE vocabulary without them", fix=_WAY_ROUND, retry="no")
     known = {index: token for token, index in tokenizer.get_vocab().items()}
     added = {entry["id"]: entry for entry in content["added_tokens"]}
     types = []
@@ -172,7 +175,6 @@ def _tokenizer(writer: Any, folder: Path, size: int) -> None:
     writer.add_tokenizer_pre(split)
     writer.add_token_list([known.get(index, f"[PAD{index}]") for index in range(size)])
     writer.add_token_types(types)
-    merges = content["model"]["merges"]
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     for name in ("bos", "eos", "pad"):
         index = getattr(tokenizer, f"{name}_token_id")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ def byte_alphabet() -> list[str]:
     return sorted(ByteLevel.alphabet())
 
 
-def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|im_end|>", bos: str | None = None) -> None:
-    """tokenizer.json and its config: one token per byte, and the special tokens of four families."""
+def write_tokenizer(
+    folder: Path, template: str | None = CHATML, eos: str = "<|im_end|>", bos: str | None = None, merges: Sequence[tuple[str, str]] = ()
+) -> None:
+    """tokenizer.json and its config: one token per byte and per merge, and the special tokens of four families."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(byte_alphabet())}, merges=[]))
+    symbols = [*byte_alphabet(), *("".join(merge) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=list(merges)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
@@ -45,17 +49,18 @@ def write_tokenizer(folder: Path, template: str | None = CHATML, eos: str = "<|i
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0) -> Path:
+def write_model(folder: Path, *, template: str | None = CHATML, seed: int = 0, merges: Sequence[tuple[str, str]] = ()) -> Path:
     """A folder that ``from_pretrained`` loads: config, random safetensors weights, tokenizer."""
     from safetensors.numpy import save_file
 
-    write_tokenizer(folder, template)
-    vocabulary = 256 + len(SPECIAL)
+    write_tokenizer(folder, template, merges=merges)
+    plain = 256 + len(merges)
+    vocabulary = plain + len(SPECIAL)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": HIDDEN, "intermediate_size": INNER,
         "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2, "vocab_size": vocabulary,
         "max_position_embeddings": 512, "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "hidden_act": "silu",
-        "bos_token_id": None, "eos_token_id": 258, "pad_token_id": 256, "torch_dtype": "float32",
+        "bos_token_id": None, "eos_token_id": plain + 2, "pad_token_id": plain, "torch_dtype": "float32",
     }
     (folder / "config.json").write_text(json.dumps(config))
     random = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 
@@ -111,39 +111,6 @@ def test_overfitting_is_a_rise_in_validation_against_a_fall_in_training() -> Non
     assert not overfitting([(5, 1.0), (10, 1.1), (15, 1.05)], falling)  # it went down again
     assert not overfitting([(5, 1.0), (10, 1.1)], falling)  # one rise may be noise
     assert not overfitting([(5, 1.0), (10, 1.1), (15, 1.2)], rising)  # the training itself goes wrong
-
-
-def logits_of(folder: Path, **how: Any) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    tuned = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
-    with torch.inference_mode():
-        return tuned(torch.arange(40)[None]).logits[0]
-
-
-@pytest.mark.parametrize("kind", ["lora", "dora"])
-def test_merged_and_gguf_weights_answer_as_the_adapter_does(kind: str, model: Path, tmp_path: Path) -> None:
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    from tuneport.local_backend.export import export
-    from tuneport.local_backend.gguf_file import write_gguf
-
-    job = run(plan_of("sft", kind, model, training__steps=8, training__learning_rate=2e-2), tmp_path / "job")
-    made, notes = export(job.adapter, tmp_path / "out", merge=True, gguf="f32")
-    assert [path.name for path in made] == ["model-f32.gguf", "merged"] and "nats per token" in notes[0]
-    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), job.adapter).eval()
-    with torch.inference_mode():
-        wanted = tuned(torch.arange(40)[None]).logits[0]
-    assert (wanted - logits_of(model)).abs().max() > 0.5  # the adapter does something
-    torch.testing.assert_close(logits_of(tmp_path / "out/merged"), wanted, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(logits_of(tmp_path / "out", gguf_file="model-f32.gguf"), wanted, rtol=1e-3, atol=1e-3)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model-f32.gguf", "merged"}
-    for precision, apart in (("bf16", 0.05), ("q8_0", 0.1)):
-        write_gguf(tmp_path / "out/merged", tmp_path / f"{precision}.gguf", precision)
-        assert (logits_of(tmp_path, gguf_file=f"{precision}.gguf") - wanted).abs().mean() < apart
 
 
 def test_what_cannot_be_merged_or_written_is_named(model: Path, tmp_path: Path) -> None:
