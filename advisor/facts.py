@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
 
 from tuneport.advisor.curve import LearningCurve
 from tuneport.advisor.diagnosis import Diagnosis
@@ -135,7 +134,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
     static = intake.tokens.static.high
     chosen = choose_offer(offers, situation.leaving)
     backed = chosen if chosen and chosen.quality != "not measured" else None
-    money = backed.economics if backed else None
+    money, priced = (offer.economics if offer else None for offer in (backed, chosen))
     ends = incumbent.lifetime.inference_ends if incumbent else None
     gain = arms.comparison.difference if arms.comparison else None
     rejected = intake.quality.rejected_answer_usd
@@ -210,8 +209,8 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "npv_low": money.npv.p10 if money else None,
         "npv_high": money.npv.p90 if money else None,
         "misses_counted": money.misses_counted if money else None,
-        "today_month": _monthly(intake, chosen, "today"),
-        "tuned_month": _monthly(intake, chosen, "tuned"),
+        "today_month": priced.today_per_month.p50 if priced else None,
+        "tuned_month": priced.tuned_per_month.p50 if priced else None,
         "rejected_usd": _dollars(rejected),
     }
     for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):
@@ -244,17 +243,6 @@ def _command(situation: Situation) -> str:
     if offering and base_of(now.model) == now.model:  # a name of the base: who answers is not known
         asked = "ID-OF-THE-TUNED-MODEL"
     return f"tuneport evaluate SPEC -p {provider} -m {asked} --name today, and for prompts tuneport baseline SPEC -p PROVIDER"
-
-
-def _monthly(intake: Intake, offer: Offer | None, which: Literal["today", "tuned"]) -> float | None:
-    """USD per month at the middle of the stated volume, misses included where they are priced; hosting beyond today's on the tuned side."""
-    money = offer.economics if offer else None
-    if money is None:
-        return None
-    each = (money.per_request_today if which == "today" else money.per_request_tuned).p50
-    extra = money.fixed_per_month.p50 if which == "tuned" else 0.0
-    volume = (intake.volume_per_month.low + intake.volume_per_month.high) / 2
-    return None if each is None or extra is None else each * volume + extra
 
 
 def _general(situation: Situation) -> dict[str, Fact]:

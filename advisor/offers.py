@@ -58,7 +58,9 @@ class OfferEconomics(_Frozen):
     per_request_today: Percentiles
     per_request_tuned: Percentiles
     one_time: Percentiles
-    fixed_per_month: Percentiles
+    fixed_per_month: Percentiles  # beyond today's: machines, storage, monitoring
+    today_per_month: Percentiles  # all that recurs
+    tuned_per_month: Percentiles
     saving_per_month: Percentiles
     break_even_volume: Percentiles  # requests per month
     payback_months: Percentiles

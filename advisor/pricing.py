@@ -249,7 +249,7 @@ class Desk:
         if rate is None:
             side.remarks.append("requests per hour of the own machine are not known: one machine is taken to do, so hosting is a floor")
         paid: Paid = "always" if hosting.always_on else "worked"
-        side.terms = Terms(input=FREE, cached=FREE, output=FREE, hour=hosting.usd_per_hour, requests_per_hour=rate, paid=paid)
+        side.terms = Terms(input=FREE, cached=FREE, output=FREE, hour=hosting.usd_per_hour, requests_per_hour=rate, paid=paid, own=True)
         return side
 
     def _paid(self, side: Side, provider: str) -> Paid:

@@ -93,8 +93,13 @@ LABELS: Mapping[str, str] = {
     "q_write": "Surcharge for writing to the cache after tuning",
     "q_store": "Price of storage in the cache after tuning",
     "q_ttl": "Minutes that the cache keeps a prompt after tuning",
+    "removed": "Share of misses that tuning removes",
 }
 """Every uncertain input of the model, in the words of the report."""
+TOGETHER: Mapping[str, str] = {
+    "output": "Answer tokens", "p_hour": "Price of an hour of the own machine", "p_rate": "Requests per hour of the own machine",
+}  # fmt: skip
+"""The same for inputs that stand for today and for the tuned model at once: both names then hold one and the same array."""
 
 FREE = Range(low=0, high=0)
 Drivers = dict[str, FloatArray]
@@ -125,6 +130,7 @@ class Terms:
     hour: Range = FREE
     requests_per_hour: Range | None = None  # of one machine; None: unknown, one machine is taken to do
     paid: Paid = "always"
+    own: bool = False  # one's own machine, the same one whatever runs on it
     cache: Cache | None = None  # None: nothing beside the reads is charged, or nobody knows
 
 
@@ -159,6 +165,8 @@ class Outcome:
     per_request_tuned: FloatArray
     one_time: FloatArray
     fixed: FloatArray
+    today_per_month: FloatArray
+    tuned_per_month: FloatArray
     saving_per_month: FloatArray
     break_even: FloatArray
     payback: FloatArray
@@ -257,8 +265,8 @@ def shared_drivers(intake: Intake, *, seed: int, draws: int = DRAWS, prior: Rang
     drivers["cache_hit_tuned"] = draw_price(rng, intake.cache_hit_share_tuned, draws)
     failed = rng.negative_binomial(intake.runs.planned, 1 - intake.runs.failure_share, draws)
     drivers["runs"] = intake.runs.planned + failed.astype(np.float64)
-    moving = costs.migration_usd
-    drivers["migration"] = draw(rng, moving, draws) if moving else drivers["engineering"] + drivers["evaluation"]
+    if costs.migration_usd is not None:  # else it is engineering and evaluation again (``_migration``)
+        drivers["migration"] = draw(rng, costs.migration_usd, draws)
     drivers["removed"] = draw_removed(rng, prior, draws)
     drivers["incumbent_move"] = draw(rng, costs.incumbent_move_usd or FREE, draws)
     return drivers
@@ -271,16 +279,17 @@ def quality_drivers(
     """Draws of the shares accepted and of what a miss costs, the same for every offer that they are given to.
 
     ``today`` and ``tuned`` are the arms' scores per row, ``clusters`` which rows hang together; without tuned scores the shares
-    ``removed`` of the misses (a prior) stand for the tuned model. Without scores, or without ``quality.rejected_answer_usd``, the money
-    counts calls only.
+    ``removed`` of the misses (a prior) stand for the tuned model, and are among the draws. Without scores, or without
+    ``quality.rejected_answer_usd``, the money counts calls only.
     """
     n, rejected = len(removed), intake.quality.rejected_answer_usd
     if today is None or rejected is None:
         return {"accepted": np.ones(n), "accepted_tuned": np.ones(n), "rejected_usd": np.zeros(n)}
     rng = np.random.default_rng([seed, zlib.crc32(b"quality")])
     before, after = draw_acceptance(rng, today, today if tuned is None else tuned, n, clusters)
+    assumed = {"removed": removed} if tuned is None else {}
     after = after_tuning(before, removed) if tuned is None else after
-    return {"accepted": before, "accepted_tuned": after, "rejected_usd": draw(rng, rejected, n)}
+    return {"accepted": before, "accepted_tuned": after, "rejected_usd": draw(rng, rejected, n), **assumed}
 
 
 def offer_drivers(shared: Drivers, offer: OfferTerms, intake: Intake, *, seed: int, quality: Drivers | None = None) -> Drivers:
@@ -299,11 +308,15 @@ def offer_drivers(shared: Drivers, offer: OfferTerms, intake: Intake, *, seed: i
         drivers[f"{mark}_out"] = draw_price(rng, side.output, n, offer.spread)
         for tier, price, plain in (("in", side.batch_input, "in"), ("out", side.batch_output, "out")):
             drivers[f"{mark}_batch_{tier}"] = draw_price(rng, price, n, offer.spread) if price else drivers[f"{mark}_{plain}"]
-        drivers[f"{mark}_hour"] = draw_price(rng, side.hour, n, offer.spread)
+        machine = np.random.default_rng([seed, zlib.crc32(b"own machine")]) if side.own else rng  # the same machine for every offer
+        drivers[f"{mark}_hour"] = draw_price(machine, side.hour, n, offer.spread)
         rate = side.requests_per_hour
-        drivers[f"{mark}_rate"] = draw(rng, rate, n) if rate else np.full(n, np.inf)
+        drivers[f"{mark}_rate"] = draw(machine, rate, n) if rate else np.full(n, np.inf)
         if side.cache is not None:
             drivers |= draw_cache(rng, mark, side.cache, n, offer.spread)
+    for name in ("hour", "rate"):
+        if offer.today.own and offer.tuned.own and np.array_equal(drivers[f"p_{name}"], drivers[f"q_{name}"]):
+            drivers[f"q_{name}"] = drivers[f"p_{name}"]
     drivers["train_run"] = draw_price(rng, offer.train_run, n, offer.spread)
     drivers["storage"] = draw_price(rng, offer.storage, n, offer.spread)
     every = intake.retraining.every_months
@@ -320,10 +333,13 @@ def draw_cache(rng: np.random.Generator, mark: str, cache: Cache, n: int, spread
 def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
     """The economics of an offer against today's model, for every draw.
 
-    ``fixed`` and ``saving_per_month`` are means over the months that count. The payback leaves out the two moves, which are
+    ``fixed`` (machines beyond today's, storage, monitoring) and the three sums per month are means over the months that count;
+    ``tuned_per_month`` holds all that recurs. The payback leaves out the two moves, which are
     dated: away from the offer's base model, and (spared, when it ends first) away from today's model.
     """
     d, months = drivers, max(offer.months, 1e-9)
+    if "removed" in d:  # a prior stands for the tuned model, so that it is as good as today's quality lets it be
+        d = d | {"accepted_tuned": after_tuning(d["accepted"], d["removed"])}
     weights = discount_factors(months, setting.annual_rate)
     share = np.clip(months - np.arange(len(weights)), 0, 1) / months
     steady = is_steady(d["growth"], setting.seasonality)
@@ -336,26 +352,31 @@ def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / months
     running, gained = d["storage"] + d["monitoring"], d["volume"] * saving
     always = running + retraining
-    npv, hosting, mean_volume = (np.zeros_like(one_time) for _ in range(3))
+    npv, hosting, hosting_today, mean_volume = (np.zeros_like(one_time) for _ in range(4))
     payback = Payback(one_time)
     # Month by month, so that what is worked on stays in the processor's cache: arrays [months, draws] take twice as long.
     for weight, part, shape in zip(weights, share, monthly_volumes(d["growth"], setting.seasonality, len(weights)), strict=True):
         requests = d["volume"] * shape
-        more = machines_tuned.cost(requests) - machines_today.cost(requests)
+        now = machines_today.cost(requests)
+        more = machines_tuned.cost(requests) - now
         flow = gained * shape
         flow -= more
         flow -= always
         npv += flow * weight
         hosting += more * part
+        hosting_today += now * part
         mean_volume += shape * part
         payback.add(flow)
     standing = hosting + running
     average = gained * mean_volume - standing - retraining
+    today_per_month = d["volume"] * today * mean_volume + hosting_today
     return Outcome(
         per_request_today=today,
         per_request_tuned=tuned,
         one_time=one_time,
         fixed=standing,
+        today_per_month=today_per_month,
+        tuned_per_month=today_per_month - average,
         saving_per_month=average,
         break_even=break_even_volume(
             one_time=one_time, fixed=standing, retraining=retraining, horizon=months, saving=saving * mean_volume
@@ -371,9 +392,14 @@ def _moves(d: Drivers, offer: OfferTerms, setting: Setting) -> FloatArray:
     def at(months: float) -> float:
         return float((1 + monthly_rate(setting.annual_rate)) ** -months)
 
-    due = d["migration"] * at(offer.months) if offer.ends_inside else np.zeros_like(d["migration"])
+    due = _migration(d) * at(offer.months) if offer.ends_inside else np.zeros_like(d["engineering"])
     ends = setting.incumbent_ends
     return np.asarray(d["incumbent_move"] * at(ends) - due if ends is not None and ends < offer.months else -due)
+
+
+def _migration(d: Drivers) -> FloatArray:
+    """The move when the offer's base model ends: as stated, else engineering and evaluation again."""
+    return d["migration"] if "migration" in d else d["engineering"] + d["evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,7 +462,7 @@ def cumulative(drivers: Drivers, offer: OfferTerms, setting: Setting, horizon: i
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / max(offer.months, 1e-9)
     today, tuned = spent[0], served * (spent[1] + d["storage"] + d["monitoring"] + retraining) + (1 - served) * spent[0]
     if offer.ends_inside:
-        tuned = tuned + ((month < offer.months) & (offer.months <= month + 1)) * d["migration"]
+        tuned = tuned + ((month < offer.months) & (offer.months <= month + 1)) * _migration(d)
     if (ends := setting.incumbent_ends) is not None and ends < offer.months:
         today = today + ((month < ends) & (ends <= month + 1)) * d["incumbent_move"]
     one_time = d["data"] + d["labelling"] + d["engineering"] + d["evaluation"] + d["train_run"] * d["runs"]

@@ -666,3 +666,19 @@ def test_money_compares_with_the_model_in_use_even_when_its_arm_is_not_named() -
     costs = {o.name: o.cost for o in named.decision.options}
     assert "a month, wrong answers included" in costs["Do nothing"]
     assert "once, then about" in costs["Fine-tune"]
+
+
+def test_the_options_cost_what_the_money_says() -> None:
+    """Today's own machine is paid for although it bills no tokens, and a wide volume counts with its median."""
+    hosting = {"usd_per_hour": 2.0, "always_on": True}
+    machine = intake(quality={"rejected_answer_usd": None}, self_hosting=hosting, machine_price_drift_per_year=0)
+    costs = {o.name: o.cost for o in advised(machine, clear_gain()).decision.options}
+    assert costs["Do nothing"].startswith("About $1,500 a month")  # 730 hours at $2
+    assert "then about $1,500 a month" in costs["Fine-tune"]
+    wide = advised(intake(volume_per_month=[10_000, 1_000_000]), clear_gain())
+    money = wide.savings.economics
+    assert money is not None
+    today, tuned, saved = (value.p50 for value in (money.today_per_month, money.tuned_per_month, money.saving_per_month))
+    assert today is not None and tuned is not None and saved is not None
+    assert today - tuned == pytest.approx(saved, rel=0.05)
+    assert today == pytest.approx(100_000 * 0.8 * np.sqrt(0.3 * 0.6), rel=0.05)  # four misses in five, each at its median price

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import beta
+from scipy.stats import beta, spearmanr
 
 from tuneport.advisor import economics as e
 from tuneport.advisor.sensitivity import switching_value, tornado
@@ -324,6 +324,61 @@ def test_tornado_and_switching_values_agree_with_the_model() -> None:
     assert at is not None
     assert evaluate({**middle, "volume": np.array([at])}, offer(), Setting(0.05)).npv[0] == pytest.approx(0, abs=2)
     assert switching_value(drivers, offer(), Setting(0.05), "p_hour")[1] is None
+
+
+def test_one_machine_has_one_price_whatever_runs_on_it() -> None:
+    machine = {"usd_per_hour": [0.5, 4.0], "requests_per_hour": [100, 400], "always_on": True}
+    ask = intake(self_hosting=machine, volume_per_month=[1e5, 1e6])
+    hour, rate = ask.self_hosting.usd_per_hour, ask.self_hosting.requests_per_hour
+    assert hour is not None
+    own = Terms(fixed(0), fixed(0), fixed(0), hour=hour, requests_per_hour=rate, own=True)
+    shared = shared_drivers(ask, seed=0, draws=2000)
+    both, other = (offer_drivers(shared, offer(id=name, today=own, tuned=own), ask, seed=0) for name in ("one", "two"))
+    assert (both["q_hour"] == other["q_hour"]).all()  # and it is the same machine for two offers
+    result = evaluate(both, offer(today=own, tuned=own), Setting(0.05))
+    assert (result.saving_per_month == 0).all()
+    machines = np.ceil(both["volume"] / (both["p_rate"] * 730))
+    mean_drift = np.where(both["drift"] == 0, 1, ((1 + both["drift"]) ** 2 - 1) / (2 * np.log1p(both["drift"])))
+    assert np.allclose(result.today_per_month, machines * 730 * both["p_hour"] * mean_drift)
+    assert np.array_equal(result.today_per_month, result.tuned_per_month)
+    assert {s.driver for s in tornado(both, offer(today=own, tuned=own), Setting(0.05), result.npv)}.isdisjoint({"q_hour", "q_rate"})
+    alone = offer(tuned=own)
+    bars = tornado(drivers := offer_drivers(shared, alone, ask, seed=0), alone, Setting(0.05), evaluate(drivers, alone, Setting(0.05)).npv)
+    assert "q_hour" in {s.driver for s in bars if s.npv_low != s.npv_high}  # beside a vendor's model it does move the money
+
+
+def test_what_is_one_input_moves_as_one_in_the_tornado() -> None:
+    ask = intake(volume_per_month=1e6, tokens={"output": [100, 600]}, costs={"engineering_usd": [2000, 6000]})
+    ending = offer(months=12.0, ends_inside=True)
+    drivers = offer_drivers(shared_drivers(ask, seed=0), ending, ask, seed=0)
+    result = evaluate(drivers, ending, Setting(0.05))
+    bars = {s.label: s for s in tornado(drivers, ending, Setting(0.05), result.npv)}
+    low, high = np.percentile(drivers["output"], [10, 90])
+    years = sum((1.05 ** (1 / 12)) ** -k for k in range(1, 13))
+    assert bars["Answer tokens"].npv_high - bars["Answer tokens"].npv_low == pytest.approx(-1.6 * (high - low) * years, rel=1e-6)
+    low, high = np.percentile(drivers["engineering"], [10, 90])  # due once more at the end of the base model
+    swing = bars["Cost of engineering"].npv_high - bars["Cost of engineering"].npv_low
+    assert swing == pytest.approx(-(high - low) * (1 + 1.05**-1), rel=1e-6)
+
+
+def test_rank_correlations_are_spearmans_where_draws_tie() -> None:
+    ask = intake(volume_per_month=[1e5, 1e6], retraining={"every_months": 6, "people_usd": 500})
+    drivers = offer_drivers(shared_drivers(ask, seed=0), offer(), ask, seed=0)
+    npv = evaluate(drivers, offer(), Setting(0.05)).npv
+    found = {s.driver: s.rank_correlation for s in tornado(drivers, offer(), Setting(0.05), npv)}
+    assert {"runs", "retrainings", "volume"} <= found.keys()
+    for name, correlation in found.items():
+        assert correlation == pytest.approx(spearmanr(drivers[name], npv).statistic, abs=1e-9)
+
+
+def test_what_recurs_each_month_is_told_for_both_sides() -> None:
+    ask = intake(volume_per_month=[1e4, 1e6], retraining={"every_months": 6, "people_usd": 500}, costs={"monitoring_usd_per_month": 40})
+    drivers = offer_drivers(shared_drivers(ask, seed=0), offer(), ask, seed=0)
+    found = evaluate(drivers, offer(), Setting(0.05))
+    assert np.allclose(found.today_per_month, drivers["volume"] * (2300 * 0.4 + 150 * 1.6) / 1e6)
+    again = drivers["retrainings"] * (drivers["train_run"] + 500) / 24
+    assert np.allclose(found.tuned_per_month, drivers["volume"] * (300 * 0.8 + 150 * 3.2) / 1e6 + 40 + again)
+    assert np.allclose(found.saving_per_month, found.today_per_month - found.tuned_per_month)
 
 
 def test_after_its_end_the_offer_costs_what_today_costs_plus_the_move() -> None:

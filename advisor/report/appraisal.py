@@ -77,6 +77,8 @@ class Appraisal:
             per_request_tuned=percentiles(result.per_request_tuned),
             one_time=percentiles(result.one_time),
             fixed_per_month=percentiles(result.fixed),
+            today_per_month=percentiles(result.today_per_month),
+            tuned_per_month=percentiles(result.tuned_per_month),
             saving_per_month=percentiles(result.saving_per_month),
             break_even_volume=percentiles(result.break_even),
             payback_months=percentiles(result.payback),
@@ -170,7 +172,7 @@ class Appraisal:
         assert terms is not None  # noqa: S101 - only offers with terms are kept
         swings = [
             SwingRow(
-                driver=LABELS[s.driver],
+                driver=s.label,
                 low_shown=_shown(s.driver)(s.low),
                 high_shown=_shown(s.driver)(s.high),
                 low=s.low,
