@@ -96,7 +96,7 @@ def resolved(run: Run, best: BestAdapter) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Python, the platform and the training stack."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in (*TRAINING_STACK, "tokenizers", "safetensors", "tuneport"):
+    for name in (*TRAINING_STACK, "bitsandbytes", "tokenizers", "safetensors", "tuneport"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -6,6 +6,7 @@
     worker.lock      locked by the worker as long as it lives; the kernel frees it however the worker ends
     worker.json      process id of the last worker, and which attempt it was
     request          "cancel" or "pause" when the user asked the worker to stop
+    began.json       what the run began with: the base's fingerprint, the device, the versions
     state.json       the last known state; events.jsonl the story, one line per event; worker.log the worker's output
     checkpoints/     checkpoint-N, each with a file COMPLETE once it is whole
     tracking/        what TensorBoard, W&B or MLflow are to read, when the job asks for them
@@ -104,6 +105,7 @@ class JobDir:
         self._worker = path / "worker.json"
         self._lock = path / "worker.lock"
         self._request = path / "request"
+        self._began = path / "began.json"
 
     def rows(self, role: str) -> Path:
         """Where the rows of this role (train or validation) stand."""
@@ -131,6 +133,14 @@ class JobDir:
             file.write(data)
         if metrics and self.follower is not None:
             self.follower(metrics)
+
+    def beginning(self) -> dict[str, Any] | None:
+        """What the run began with; None for one that did not say."""
+        return _read_json(self._began)
+
+    def set_beginning(self, told: dict[str, Any]) -> None:
+        """Store what the run begins with."""
+        write_json(self._began, told)
 
     def mend_events(self) -> None:
         """Cut off a last line that a killed worker left unfinished, so that later lines stay readable."""

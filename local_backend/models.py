@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -28,6 +29,8 @@ TRAINING_STACK = ("torch", "transformers", "peft", "trl", "datasets", "accelerat
 _SIZE_IN_NAME = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([BbMm])(?![A-Za-z0-9])")
 _UNIT = {"b": 1e9, "m": 1e6}
 _HASH_BLOCK = 1 << 22
+_SAMPLE = 1 << 13
+"""Bytes of each tensor in a model's fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +244,14 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit
     ``training`` says what it is loaded for: on the CPU the two want different attention. ``four_bit`` stores the linear
     layers as NF4 with doubly quantised scales (QLoRA, Dettmers et al. 2023); ``dtype`` is then that of the computation.
 
-    Raises ProviderError when the weights are missing, damaged, only pickled, or need code of their own without ``trust``.
+    Raises ProviderError when the weights are missing, damaged, only pickled, those of another model, or need code of their own
+    without ``trust``.
     """
     import torch  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
+
+    _refuse_pickled_parts(folder)
 
     precision = torch.bfloat16 if dtype == "bf16" else torch.float32
     # Measured on the CPU with a 135M model, November 2026: eager attention trains faster (1.23 against 1.47 s per 8 x 112
@@ -256,14 +262,19 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit
     if four_bit:
         settings |= _nf4(precision, device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=precision, use_safetensors=True, trust_remote_code=trust, **settings
-        )
+        model, found = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=precision, use_safetensors=True, trust_remote_code=trust, output_loading_info=True,
+            ignore_mismatched_sizes=True, **settings,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         _refuse_code(folder, error)
         raise ProviderError(f"the model {folder} cannot be loaded ({_first_line(error)})", fix=_LOAD_FIX) from error
+    # transformers fills these with random numbers, and only logs it.
+    if unfit := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"]), *_misshapen(model)}):
+        what = f"the weights in {folder} are not those of its config.json: {_some(unfit)} missing or of another shape"
+        raise ProviderError(what, fix="fetch the model's files again", retry="no")
     if four_bit and training:
         # On some processors bitsandbytes repacks the weights at the first validation, and computes differently from then on: a
         # resumed run would not reach the losses of one that was never cut off.
@@ -276,6 +287,14 @@ def load_model(folder: str, *, dtype: str, device: str, training: bool, four_bit
         # 10 s and 2 GB instead of 0.05 s for 32 rows of a 135M model.
         head.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(), *inputs[1:]))
     return (model if four_bit else model.to(device)).eval()
+
+
+def _misshapen(model: Any) -> Iterator[str]:
+    """4-bit weights of another shape than their layer, which transformers does not see."""
+    for name, layer in model.named_modules():
+        stored = getattr(getattr(layer, "weight", None), "quant_state", None)
+        if stored is not None and tuple(stored.shape) != (layer.out_features, layer.in_features):
+            yield f"{name}.weight"
 
 
 def _nf4(precision: Any, device: str) -> dict[str, Any]:
@@ -291,11 +310,13 @@ def _nf4(precision: Any, device: str) -> dict[str, Any]:
 
 
 def check_vocabulary(tokenizer: Any, model: Any) -> None:
-    """Raise ProviderError when the tokenizer can make ids that the model has no row for: it is another model's tokenizer."""
+    """Raise ProviderError when this is another model's tokenizer: it can make ids that the model has no row for, or leaves most
+    rows unused. Models have more rows than tokens to reach a round number, which takes a few hundredths at most.
+    """
     known = int(model.get_input_embeddings().weight.shape[0])
     highest = max(tokenizer.get_vocab().values(), default=0)
-    if highest >= known:
-        what = f"the tokenizer has token ids up to {highest}, but the model knows {known} tokens only"
+    if highest >= known or highest < known / 2:
+        what = f"the tokenizer has token ids up to {highest}, but the model knows {known} tokens{' only' if highest >= known else ''}"
         raise ProviderError(what, fix="use the tokenizer that belongs to this model", retry="no")
 
 
@@ -314,17 +335,22 @@ def base_of(adapter: Path) -> dict[str, Any]:
 
 
 def base_fingerprint(folder: str) -> str | None:
-    """What tells one base model from another: a digest of its configuration's sizes and the beginning of its weights.
+    """What tells one base model from another: a digest of its weights' names and shapes and of the beginning of each.
 
-    None for a hub id, whose files lie in the hub's own cache.
+    Each, because a model that was merged with an adapter shares its vocabulary's matrix with the one it came from. None for a hub
+    id, whose files lie in the hub's own cache.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
     digest = hashlib.sha256()
-    with files[0].open("rb") as file:
-        digest.update(file.read(_HASH_BLOCK))
-    return digest.hexdigest()[:16]
+    files = sorted(Path(folder).glob("*.safetensors"))
+    for path in files:
+        with path.open("rb") as file, suppress(ValueError, KeyError, TypeError, AttributeError):  # of a damaged header
+            data = 8 + min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
+            header = file.read(data - 8)
+            digest.update(header)
+            for start, end in sorted(one["data_offsets"] for name, one in json.loads(header).items() if name != "__metadata__"):
+                file.seek(data + start)
+                digest.update(file.read(min(end - start, _SAMPLE)))
+    return digest.hexdigest()[:16] if files else None
 
 
 def check_base(adapter: Path, folder: str) -> None:
@@ -348,21 +374,30 @@ def stored_precision(folder: str, *, trust: bool = False) -> str:
     return "bf16" if dtype.endswith("bfloat16") else "fp32"
 
 
-def load_adapter(model: Any, folder: Path, *, train_as: Any = None) -> Any:
-    """The model with an adapter from safetensors in front. Raises ProviderError when it does not fit this base.
+def load_adapter(model: Any, folder: Path, *, name: str = "default", train_as: Any = None) -> Any:
+    """The model with an adapter from safetensors in front, or beside those that it has. Raises ProviderError when it does not fit.
 
-    ``train_as``: PEFT's configuration by which the adapter is to learn further.
+    ``name``: what PEFT is to call it; ``train_as``: PEFT's configuration by which the adapter is to learn further.
     """
     from peft import PeftModel  # noqa: PLC0415
     from safetensors import SafetensorError  # noqa: PLC0415
 
     if not (folder / "adapter_model.safetensors").exists():
         raise ProviderError(f"{folder} holds no adapter_model.safetensors", fix="name a finished job or an adapter folder")
+    learns = train_as is not None
     try:
-        return PeftModel.from_pretrained(model, str(folder), config=train_as, is_trainable=train_as is not None).eval()
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        if not isinstance(model, PeftModel):
+            model = PeftModel.from_pretrained(model, str(folder), name, config=train_as, is_trainable=learns)
+        # A second time, where it is there already: only this tells which of the weights found no place. PEFT itself lets them be.
+        found = model.load_adapter(str(folder), name, is_trainable=learns)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
         what = f"the adapter in {folder} does not fit this base model ({_first_line(error)})"
         raise ProviderError(what, fix="use the base it was trained on", retry="no") from error
+    for unfit, what in ((found.unexpected_keys, "it has weights for"), (found.missing_keys, "it has no weights for")):
+        if unfit:
+            fault = f"the adapter in {folder} does not fit this base model: {what} {_some(sorted(unfit))}"
+            raise ProviderError(fault, fix="use the base it was trained on", retry="no")
+    return model.eval()
 
 
 def choose_device(wanted: str) -> str:
@@ -397,5 +432,23 @@ def _refuse_code(folder: str, error: BaseException) -> None:
         ) from error
 
 
+def _refuse_pickled_parts(folder: str) -> None:
+    """Raise ProviderError when the index of a model in parts names anything but safetensors: transformers would unpickle it."""
+    for index in Path(folder).glob("*.safetensors.index.json"):
+        try:
+            parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProviderError(f"{index} cannot be read ({_first_line(error)})", fix=_LOAD_FIX, retry="no") from error
+        if others := sorted(str(part) for part in parts if not str(part).endswith(".safetensors")):
+            raise ProviderError(f"{index} names {_some(others)}, and weights are read from safetensors only", fix=_LOAD_FIX, retry="no")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of them, and how many others there are."""
+    return f"{names[0]} and {len(names) - 1} others" if len(names) > 1 else names[0]
+
+
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What the error says; of PyTorch's list of faults the first."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return (lines[1] if lines[0].startswith("Error(s) in loading") and len(lines) > 1 else lines[0]).strip()[:300]

@@ -82,22 +82,31 @@ class Rows:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
+def longest_row(config: TrainConfig, own: int | None) -> int | None:
+    """Tokens that a row may have, or None when nothing is known: what the configuration says, and at most ``own``, the model's own
+    limit, in which virtual tokens and the answers that rft draws have their place too.
+    """
+    taken = (config.adapter.virtual_tokens or 0) + (config.rewards.max_output_tokens if config.rewards else 0)
+    asked = (config.max_seq_length, config.rewards.max_prompt_length if config.rewards else None)
+    limits = [limit for limit in (*asked, own - taken if own is not None else None) if limit is not None]
+    return max(0, min(limits)) if limits else None
+
+
 def read_rows(file: Path, role: str, config: TrainConfig, tokenizer: Any, stops: frozenset[int], limit: int | None) -> Rows:
-    """Every row of the file as tokens. ``limit`` is the longest sequence; None: unknown.
+    """Every row of the file as tokens. ``limit``: tokens that one may have (``longest_row``); None: unknown.
 
     Raises DataError for rows that the template refuses or that are too long, naming their places.
     """
     rows = Rows()
     if not file.exists():
         return rows
-    longest = config.rewards.max_prompt_length or limit if config.rewards else limit
     long: list[tuple[str, int]] = []
     added = 0
     for where, record in read_records(file):
         try:
             for sequence in _sequences(record, config, tokenizer, stops, limit):
                 rows.sequences.append(sequence)
-                if longest is not None and sequence.tokens > longest:
+                if limit is not None and sequence.tokens > limit:
                     long.append((where, sequence.tokens))
                 added += isinstance(sequence, Encoded) and sequence.added_end
         except DataError as error:
@@ -106,7 +115,7 @@ def read_rows(file: Path, role: str, config: TrainConfig, tokenizer: Any, stops:
         listed = ", ".join(f"{where} ({tokens} tokens)" for where, tokens in long[:LISTED_ROWS])
         setting = "reinforcement.max_prompt_length" if config.rewards else "training.max_seq_length"
         raise DataError(
-            f"{len(long)} {role} rows are longer than {longest} tokens: {listed}{', ...' if len(long) > LISTED_ROWS else ''}",
+            f"{len(long)} {role} rows are longer than {limit} tokens: {listed}{', ...' if len(long) > LISTED_ROWS else ''}",
             fix=f"shorten or remove them, or raise {setting} up to the model's own limit; none is cut in silence",
         )
     if added:

@@ -26,7 +26,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from tuneport.core.errors import DataError, ProviderError, TuneportError
 from tuneport.local_backend.jobdir import JobDir, WorkerState, write_json
-from tuneport.local_backend.models import check_base, choose_device, load_model, load_tokenizer, locate, prepare, require_training_stack
+from tuneport.local_backend.models import (
+    check_base,
+    choose_device,
+    load_adapter,
+    load_model,
+    load_tokenizer,
+    locate,
+    prepare,
+    require_training_stack,
+)
 
 HOST = "127.0.0.1"
 LONGEST_BODY = 16_000_000
@@ -119,9 +128,6 @@ class Models:
     def __init__(self, config: ServerConfig) -> None:
         require_training_stack()
         folder = prepare(locate(config.base))
-        from peft import PeftModel  # noqa: PLC0415 -- heavy, so not before it is known that there is a model
-        from safetensors import SafetensorError  # noqa: PLC0415
-
         self._trust = config.trust_remote_code
         device = choose_device(config.device)
         self._model = load_model(folder, dtype=config.dtype, device=device, training=False, trust=self._trust)
@@ -131,17 +137,10 @@ class Models:
         self._served: dict[str, tuple[str | None, Any]] = {}  # name -> (PEFT's name of the adapter, tokenizer)
         for number, one in enumerate(config.models):
             tokenizer = self._tokenizer(folder, one.chat_template)
+            own = f"adapter{number}" if one.adapter else None
             if one.adapter:
                 check_base(Path(one.adapter), folder)
-            own = f"adapter{number}" if one.adapter else None
-            try:
-                if own and isinstance(self._model, PeftModel):
-                    self._model.load_adapter(one.adapter, adapter_name=own)
-                elif own:
-                    self._model = PeftModel.from_pretrained(self._model, str(one.adapter), adapter_name=own).eval()
-            except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-                what = f"the adapter in {one.adapter} does not fit {config.base} ({str(error).strip().splitlines()[0][:200]})"
-                raise ProviderError(what, fix="serve it with the base that it was trained on", retry="no") from error
+                self._model = load_adapter(self._model, Path(one.adapter), name=f"adapter{number}")
             self._served[one.name] = (own, tokenizer)
 
     @property

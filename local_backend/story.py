@@ -57,7 +57,10 @@ class Story(TrainerCallback):
             return
         if not math.isfinite(logs["loss"]):
             what = f"the loss became {logs['loss']} at step {state.global_step}"
-            raise JobFailedError(what, fix="lower training.learning_rate and submit anew")
+            first = "nothing had been learnt by then: look to the base model's weights and the adapter that the job goes on from"
+            raise JobFailedError(what, fix=first if state.global_step == 1 else "lower training.learning_rate and submit anew")
+        if state.global_step == 1 and self.run.config.method in ("sft", "cpt"):
+            self._compare_with_chance(logs["loss"])
         now = time.monotonic()
         metrics = {"step": float(state.global_step), "loss": logs["loss"], "learning_rate": logs["learning_rate"]}
         metrics["epoch"] = state.global_step * self.run.config.batch_size / len(self.run.train)
@@ -69,6 +72,13 @@ class Story(TrainerCallback):
         if self.run.device == "cuda":
             metrics["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.run.job.add_event(f"step {state.global_step} of {self.run.steps}", metrics=metrics)
+
+    def _compare_with_chance(self, loss: float) -> None:
+        """A model that knows less than nothing of the rows is damaged, or another's tokenizer wrote them."""
+        chance = math.log(self.run.model.config.get_text_config().vocab_size)
+        if loss > chance:
+            message = f"the model predicts the rows worse than by chance ({loss:.3g} nats a token, chance is {chance:.3g})"
+            self.run.job.add_event(f"{message}: is the tokenizer its own, and are its weights whole?", level="warning")
 
     def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
         step = state.global_step

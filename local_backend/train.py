@@ -25,6 +25,7 @@ from tuneport.local_backend.config import TrainConfig
 from tuneport.local_backend.jobdir import JobDir, WorkerState
 from tuneport.local_backend.libraries import loading, not_needed
 from tuneport.local_backend.models import (
+    base_fingerprint,
     check_base,
     check_vocabulary,
     choose_device,
@@ -47,8 +48,8 @@ DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter fail
 """How the system, safetensors and PyTorch say it."""
 
 
-class _Stopped(Exception):
-    """The user, or the system by SIGTERM, ended the run early."""
+class _Stopped(BaseException):
+    """The user, or the system by SIGTERM, ended the run early. No Exception: libraries catch those, and go on or say what is not true."""
 
 
 class Worker:
@@ -166,7 +167,7 @@ class Worker:
     def _prepare(self, config: TrainConfig) -> Run:
         from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415 - these import torch
         from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
-        from tuneport.local_backend.sequences import read_rows  # noqa: PLC0415
+        from tuneport.local_backend.sequences import longest_row, read_rows  # noqa: PLC0415
         from tuneport.local_backend.trainer import Run  # noqa: PLC0415
 
         self._set("preparing", f"loading {config.model}")
@@ -189,9 +190,12 @@ class Worker:
         model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=four_bit, trust=trust)
         check_vocabulary(tokenizer, model)
         self._stop_if_asked()
+        self._compare(device, folder)
         self._set("preparing", "tokenizing the rows")
         stops = stop_tokens(tokenizer, model.generation_config)
-        limit = config.max_seq_length or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        limit = longest_row(config, getattr(model.config.get_text_config(), "max_position_embeddings", None))
+        if config.method == "cpt" and limit is not None and limit < (config.max_seq_length or 0):
+            self._note(f"documents are cut into pieces of {limit} tokens, the most that the model reads", level="warning")
         rows: dict[str, list[Any]] = {}
         for role in ("train", "validation"):
             read = read_rows(self.job.rows(role), role, config, tokenizer, stops, limit)
@@ -221,6 +225,23 @@ class Worker:
             progress=self._progress,
             fast=fast,
         )
+
+    def _compare(self, device: str, folder: str) -> None:
+        """With what the checkpoints that are there were made with. Raises ProviderError when the base is another by now."""
+        from tuneport.local_backend.card import versions  # noqa: PLC0415 - imports torch
+
+        now: dict[str, Any] = {"base": base_fingerprint(folder), "device": device, "versions": versions()}
+        before = self.job.beginning() if self.job.whole_checkpoints() else None
+        if before is None:
+            self.job.set_beginning(now)
+            return
+        if before["base"] != now["base"]:
+            what = f"the weights in {folder} have changed since the run began"
+            raise ProviderError(what, fix="put the earlier ones back, or submit anew", retry="no")
+        was, is_ = ({**told["versions"], "the device": told["device"]} for told in (before, now))
+        changed = [f"{name} was {was.get(name)} and is {is_.get(name)}" for name in {**was, **is_} if was.get(name) != is_.get(name)]
+        if changed:
+            self._note(f"the losses may differ from those of a run that was never cut off: {', '.join(changed)}", level="warning")
 
     def _fast_pass(self, model: Any, config: TrainConfig, rows: list[Any]) -> FastPass | None:
         """The packed pass where it exists; the job's story says which pass it is, and why."""

@@ -6,15 +6,18 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 if not all(find_spec(library) for library in ("torch", "trl", "peft")):
     pytest.skip("the training libraries are not installed", allow_module_level=True)
+
+from safetensors.numpy import load_file, save_file
 
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
@@ -71,6 +74,83 @@ def test_a_tokenizer_of_another_model_is_named(model: Path, tmp_path: Path) -> N
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     message = failure(made(plan_of("sft", "lora", other), tmp_path / "job"))
     assert "token ids up to 5000" in message and "the tokenizer that belongs to this model" in message
+
+
+def rewritten(model: Path, folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]], **config: Any) -> Path:
+    """A copy of the model with other weights, and other values in its configuration."""
+    shutil.copytree(model, folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | config))
+    return folder
+
+
+def test_a_tokenizer_that_leaves_most_of_the_model_unused_is_another_models(model: Path, tmp_path: Path) -> None:
+    def larger(weights: dict[str, Any]) -> dict[str, Any]:
+        return weights | {"model.embed_tokens.weight": np.ones((3000, 32), np.float32)}
+
+    message = failure(made(plan_of("sft", "lora", rewritten(model, tmp_path / "large", larger, vocab_size=3000)), tmp_path / "job"))
+    assert "the model knows 3000 tokens" in message and "the tokenizer that belongs to this model" in message
+
+
+@pytest.mark.parametrize("kind", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda given: {name: one for name, one in given.items() if "layers.1.mlp.up" not in name}, "layers.1.mlp.up_proj.weight missing"),
+        (lambda given: {f"x.{name}": one for name, one in given.items()}, "20 others missing"),
+        (lambda given: {name: one[:10] if "1.mlp.up" in name else one for name, one in given.items()}, "up_proj.weight missing or of an"),
+    ],
+    ids=["lacking", "renamed", "reshaped"],
+)
+def test_weights_that_are_not_the_models_are_never_filled_in_by_chance(
+    kind: str, change: Callable[[dict[str, Any]], dict[str, Any]], fault: str, model: Path, tmp_path: Path
+) -> None:
+    assert fault in failure(made(plan_of("sft", kind, rewritten(model, tmp_path / "other", change)), tmp_path / "job"))
+
+
+def test_an_index_that_names_a_pickle_is_refused_and_it_is_never_run(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIL", str(tmp_path / "run"))
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    names = load_file(other / "model.safetensors")
+    (other / "model.safetensors").unlink()
+    (other / "part.bin").write_bytes(pickle.dumps(_Evil(), protocol=2))
+    (other / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "part.bin")}))
+    message = failure(made(plan_of("sft", "lora", other), tmp_path / "job"))
+    assert "part.bin" in message and "safetensors only" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_no_learning_made_points_to_the_weights(model: Path, tmp_path: Path) -> None:
+    def spoilt(value: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+        return lambda given: {name: one * value if "embed" in name else one for name, one in given.items()}
+
+    message = failure(made(plan_of("sft", "lora", rewritten(model, tmp_path / "nan", spoilt(np.nan))), tmp_path / "one"))
+    assert "nan at step 1" in message and "the base model's weights" in message
+    odd = run(plan_of("sft", "lora", rewritten(model, tmp_path / "odd", spoilt(30))), tmp_path / "two")
+    assert any("worse than by chance" in event.message for event in odd.events() if event.level == "warning")
+
+
+def test_documents_are_cut_and_prompts_held_to_what_the_model_reads(model: Path, finished: JobDir, tmp_path: Path) -> None:
+    short = rewritten(model, tmp_path / "short", dict, max_position_embeddings=40)
+    plan = plan_of("cpt", "prompt", short)
+    assert plan.payload["max_seq_length"] == 40
+    job = run(plan, tmp_path / "text")
+    assert any("pieces of 20 tokens" in event.message for event in job.events())  # 20 are virtual
+    drawn = plan_of("rft", "lora", short, reinforcement__max_output_tokens=35)
+    assert "longer than 5 tokens" in failure(made(drawn, tmp_path / "drawn"))
+
+
+def test_a_resumed_run_keeps_its_base_and_tells_of_other_versions(model: Path, broken_off: JobDir, tmp_path: Path) -> None:
+    shutil.copytree(broken_off.path, tmp_path / "other")
+    began = json.loads((broken_off.path / "began.json").read_text())
+    (broken_off.path / "began.json").write_text(json.dumps(began | {"versions": began["versions"] | {"torch": "1.0"}}))
+    told = [event.message for event in work(broken_off).events() if "never cut off" in event.message]
+    assert len(told) == 1 and "torch was 1.0 and is 2" in told[0] and "peft" not in told[0]
+    other = JobDir(tmp_path / "other")
+    base = rewritten(model, tmp_path / "base", lambda given: {name: one + ("1.mlp.up" in name) for name, one in given.items()})
+    other.config.write_text(json.dumps(json.loads(other.config.read_text()) | {"model": str(base)}))
+    assert "have changed since the run began" in failure(other)
 
 
 def test_a_model_without_a_chat_template_asks_for_one_except_for_text(model: Path, tmp_path: Path) -> None:
@@ -141,6 +221,41 @@ def test_an_adapter_of_pickles_is_not_loaded(model: Path, finished: JobDir, tmp_
     base = load_model(str(model), dtype="fp32", device="cpu", training=False)
     with pytest.raises(ProviderError, match=r"holds no adapter_model\.safetensors"):
         load_adapter(base, folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda given: {name: one for name, one in given.items() if "layers.0.mlp.up_proj.lora_A" not in name}, "it has no weights for"),
+        (lambda given: given | {min(given).replace(".0.", ".7."): np.ones((16, 32), np.float32)}, "it has weights for"),
+        (lambda given: {name: one[:, :3] for name, one in given.items()}, "size mismatch"),
+    ],
+    ids=["lacking", "beyond", "reshaped"],
+)
+def test_an_adapter_goes_in_whole_or_not_at_all(
+    change: Callable[[dict[str, Any]], dict[str, Any]], fault: str, model: Path, finished: JobDir, tmp_path: Path
+) -> None:
+    from tuneport.local_backend.models import load_adapter, load_model
+
+    folder = tmp_path / "adapter"
+    shutil.copytree(finished.adapter, folder)
+    weights = folder / "adapter_model.safetensors"
+    base = load_adapter(load_model(str(model), dtype="fp32", device="cpu", training=False), folder)
+    save_file(change(load_file(weights)), weights)
+    for one in (load_model(str(model), dtype="fp32", device="cpu", training=False), base):  # alone, and beside another
+        with pytest.raises(ProviderError, match=fault):
+            load_adapter(one, folder, name="second")
+
+
+def test_one_changed_matrix_makes_another_base(model: Path, tmp_path: Path) -> None:
+    from tuneport.local_backend.models import base_fingerprint
+
+    copy = tmp_path / "copy"
+    shutil.copytree(model, copy)
+    other = rewritten(model, tmp_path / "other", lambda given: {name: one + ("1.mlp.down" in name) for name, one in given.items()})
+    assert base_fingerprint(str(copy)) == base_fingerprint(str(model)) != base_fingerprint(str(other))
+    (other / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert base_fingerprint(str(other)) != base_fingerprint(str(model))
 
 
 def full_disk(*_: Any, **__: Any) -> Iterator[Row]:

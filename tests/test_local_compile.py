@@ -84,6 +84,7 @@ def test_a_multiplier_is_a_factor_on_the_shown_default_and_never_the_rate_itself
         ({"method": "simpo", "preference": {"length_normalised": False}}, "preference.length_normalised", "always divides"),
         ({"method": "rft"}, "reinforcement.grader", "needs a grader"),
         ({"method": "rft", "reinforcement": {"grader": {"type": "score_model"}}}, "reinforcement.grader", "talks to nobody"),
+        ({"training": {"max_seq_length": 8193}}, "training.max_seq_length", "reads 8,192 tokens at most"),
         ({"training": {"packing": True}}, "training.packing", "packed by themselves"),
         ({"training": {"scheduler": "linear", "scheduler_cycles": 1}}, "training.scheduler_cycles", "no cycles"),
         ({"training": {"scheduler": "constant", "min_learning_rate_ratio": 0.1}}, "training.min_learning_rate_ratio", "never falls"),

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import CatalogueError, DataError, JobFailedError, ProviderError, UsageError
+from tuneport.core.job import JobState
 from tuneport.core.options import LocalOptions
 from tuneport.local_backend import models
 from tuneport.local_backend.grader import make_grade
@@ -125,6 +126,20 @@ def test_a_cancel_while_a_worker_is_started_stands_and_signals_no_earlier_proces
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert job.attempt() == 2 and other.returncode == 0
+    told = provider.poll(str(job.path))  # the worker ended without a word of its own
+    assert (told.state, told.message) == (JobState.CANCELLED, "cancelled by the user")
+
+
+def test_a_job_cancelled_before_its_first_worker_says_a_word_is_cancelled_and_not_begun_anew(tmp_path: Path) -> None:
+    provider, job = LocalProvider(jobs=tmp_path), JobDir(tmp_path / "tp-1")
+    job.path.mkdir()
+    plan = plan_of("sft", "lora", tmp_path / "tiny")
+    job.config.write_text(json.dumps(plan.payload), encoding="utf-8")
+    job.set_worker(12345678, 1)
+    assert provider.poll("tp-1").raw_state == "interrupted" and provider.find(plan, "tp-1") is None
+    job.ask("cancel")
+    for told in (provider.poll("tp-1"), provider.find(plan, "tp-1"), provider.cancel("tp-1")):
+        assert told is not None and (told.state, told.message) == (JobState.CANCELLED, "cancelled by the user")
 
 
 def test_a_torn_last_line_is_neither_read_nor_kept(tmp_path: Path) -> None:

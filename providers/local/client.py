@@ -146,7 +146,8 @@ class LocalProvider:
     def find(self, plan: Plan, key: str) -> RemoteJob | None:  # noqa: ARG002 - the key is the folder's name
         """The job whose worker was started with this key; exact at once."""
         job = self._new(key)
-        return self._remote(job) if job.config.exists() and (job.worker_alive() or job.state() is not None) else None
+        begun = job.config.exists() and (job.worker_alive() or job.state() is not None or job.asked() == "cancel")
+        return self._remote(job) if begun else None
 
     # -- following -----------------------------------------------------------------------------------------------------
 
@@ -217,7 +218,7 @@ class LocalProvider:
                 state = job.state() or WorkerState("paused")
                 if state.phase not in ("succeeded", "failed"):
                     phase, message = ("cancelled", "cancelled by the user") if request == "cancel" else ("paused", "paused by the user")
-                    job.set_state(WorkerState(phase, message, state.step, state.total_steps))
+                    job.set_state(WorkerState(phase, message, state.step, state.total_steps, attempt=max(1, job.attempt())))
             finally:
                 os.close(lock)
         elif (worker := job.worker()) is not None:
@@ -348,6 +349,8 @@ class LocalProvider:
         config = TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))
         step, total = (state.step, state.total_steps) if state else (0, None)
         message = line.words() if line else redact(state.message) if state and phase != "starting" else ""
+        if phase == "cancelled" and (state is None or state.phase != phase):  # its worker was ended before it could say so
+            message = "cancelled by the user"
         return RemoteJob(
             ref=str(job.path),
             state=shown,
@@ -390,14 +393,16 @@ def _wants_gpu(config: TrainConfig) -> bool:
 
 
 def _phase(job: JobDir) -> tuple[str, WorkerState | None]:
-    """(phase, last state). The lock is looked at first: whatever a worker that has ended wrote is then read after it."""
+    """(phase, last state). The lock is looked at first: whatever a worker that has ended wrote is then read after it.
+
+    A request to cancel outlives a worker that was ended by it before it could say so: starting one anew forgets the request.
+    """
     alive = job.worker_alive()
     state = job.state()
-    if state is None:
-        return ("starting" if alive else "interrupted"), None
     if alive:
-        return (state.phase if job.attempt() in (0, state.attempt) else "starting"), state  # 0: started by hand
-    if state.phase in ENDED:
+        started = state is None or job.attempt() not in (0, state.attempt)  # 0: started by hand
+        return ("starting" if started or state is None else state.phase), state
+    if state is not None and state.phase in ENDED and state.attempt == (job.attempt() or state.attempt):
         return state.phase, state
     return ("cancelled" if job.asked() == "cancel" else "interrupted"), state
 

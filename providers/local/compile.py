@@ -212,7 +212,7 @@ def _config(
         **_schedule(read, shape, adapter.kind),
         weight_decay=read.value("training.weight_decay", "weight_decay", 0.0),
         max_grad_norm=read.value("training.max_grad_norm", "max_grad_norm", 1.0),
-        max_seq_length=_max_length(read),
+        max_seq_length=_max_length(read, shape),
         loss_on=_loss_on(read),
         evaluations=evaluations,
         checkpoints=read.value("evaluation.checkpoints", "checkpoints", CHECKPOINTS, "the last one at the end of the run"),
@@ -335,9 +335,15 @@ def _rewards(read: _Resolver) -> Rewards | None:
     )
 
 
-def _max_length(read: _Resolver) -> int | None:
+def _max_length(read: _Resolver, shape: Shape | None) -> int | None:
+    context = shape.context if shape else None
+    given = read.fields.peek("training.max_seq_length")
+    if given is not None and context is not None and given > context:
+        read.fields.refuse("training.max_seq_length", f"the model reads {context:,} tokens at most")
+        return context
     if read.fields.spec.method == "cpt":
-        length: int = read.value("training.max_seq_length", "max_seq_length", PIECE, "a longer document is cut into pieces of this length")
+        piece = min(PIECE, context or PIECE)
+        length: int = read.value("training.max_seq_length", "max_seq_length", piece, "a longer document is cut into pieces of this length")
         return length
     why = "the model's own limit; a longer row fails the job"
     found: int | None = read.value("training.max_seq_length", "max_seq_length", None, why)
