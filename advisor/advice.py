@@ -47,8 +47,8 @@ def _usd(value: Fact) -> str:
 
 
 def _rough(value: Fact) -> str:
-    """US dollars to two digits: what a sentence needs."""
-    return _usd(float(f"{value:.2g}")) if isinstance(value, int | float) else _usd(None)
+    """US dollars to three digits: what a sentence needs, and still adds up."""
+    return _usd(float(f"{value:.3g}")) if isinstance(value, int | float) else _usd(None)
 
 
 def _what(facts: Mapping[str, Fact]) -> str:
@@ -59,6 +59,12 @@ def _saving(value: Fact) -> str:
     if not isinstance(value, int | float):
         return "Unknown: a price is missing"
     return f"Saves about {_usd(value)} a month" if value >= 0 else f"Costs about {_usd(-value)} a month more"
+
+
+def _less(value: Fact) -> str:
+    if not isinstance(value, int | float):
+        return "an unknown sum less"
+    return f"{_rough(abs(value))} a month {'less' if value >= 0 else 'more'}"
 
 
 def _seconds(value: Fact) -> str:
@@ -162,8 +168,9 @@ def options_of(verdict: Verdict, lines: Mapping[str, TraceLine], facts: Mapping[
         tune_standing = "possible"
     money = chosen.economics if chosen else None
     paid = (
-        f"About {_rough(money.one_time.p50)} once, then about {_rough(facts['tuned_month'])} a month{_what(facts)}"
-        if money and money.one_time.p50 is not None
+        f"About {_rough(money.likely.spent_once)} once, then about {_rough(facts['tuned_month'])} a month{_what(facts)}: "
+        f"{_less(facts['tuned_saves'])} than today"
+        if money
         else "Unknown: no offer with known prices"
     )
     nothing = f"Today's quality: {facts['current_arm'] or facts['baseline_arm']}, " if known else "Quality not measured. "
@@ -329,8 +336,9 @@ def kill_criteria_of(verdict: Verdict, facts: Mapping[str, Fact], offer: Offer |
             f"{turn} when the general suite loses more than 5 % (S4).",
         ]
         money = offer.economics if offer else None
-        if money and money.break_even_volume.p50:
-            criteria.append(f"Review when volume stays under {money.break_even_volume.p50:,.0f} requests a month for two months.")
+        if money and money.likely.break_even_volume:
+            needed = float(f"{money.likely.break_even_volume:.3g}")
+            criteria.append(f"Review when volume stays under {needed:,.0f} requests a month for two months: it would not pay back in time.")
         if offer and offer.inference_ends:
             criteria.append(f"Move before {offer.inference_ends}, when the base model ends; review at once when the date moves forward.")
         elif offer and offer.provider != "local":

@@ -70,7 +70,7 @@ class Situation:
     pilot: Pilot | None = None
     curve: LearningCurve | None = None
     measuring_usd: Range | None = None  # asking today's model once for every row of a suite; None: a price is unknown
-    switching: Sequence[str] = field(default=())  # which values of which input would turn the money round
+    switching: Sequence[str] = field(default=())  # which values of which input would turn the net present value
 
     @property
     def leaving(self) -> date | None:
@@ -204,13 +204,14 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "ends_inside": money.months < intake.horizon_months if money else None,
         "stale_prices": sum(bool(p.stale) for p in backed.prices) if backed else None,
         "p_saves": money.p_saves if money else None,
-        "saving_month": money.saving_per_month.p50 if money else None,
+        "saving_month": money.likely.saved_per_month if money else None,
         "p_pays_back": money.p_pays_back if money else None,
         "npv_low": money.npv.p10 if money else None,
         "npv_high": money.npv.p90 if money else None,
         "misses_counted": money.misses_counted if money else None,
-        "today_month": priced.today_per_month.p50 if priced else None,
-        "tuned_month": priced.tuned_per_month.p50 if priced else None,
+        "today_month": priced.likely.today.total if priced else None,
+        "tuned_month": priced.likely.tuned.total if priced else None,
+        "tuned_saves": priced.likely.saved_per_month if priced else None,
         "rejected_usd": _dollars(rejected),
     }
     for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):

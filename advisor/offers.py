@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from tuneport.advisor.breakdown import Breakdown
 from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Arm
@@ -67,6 +68,7 @@ class OfferEconomics(_Frozen):
     npv: Percentiles
     p_saves: float
     p_pays_back: float  # within ``months``
+    likely: Breakdown  # the case that the report shows, line by line
     misses_counted: bool  # the cost of answers that miss is part of it
     quality_assumed: bool  # quality was not measured: the prior stands for it
 

@@ -345,8 +345,8 @@ def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
     steady = is_steady(d["growth"], setting.seasonality)
     if steady:  # one month stands for all
         weights, share = weights.sum(keepdims=True), np.ones(1)
-    today, machines_today = _side(d, "p", "", offer.today, months)
-    tuned, machines_tuned = _side(d, "q", "_tuned", offer.tuned, months)
+    today, machines_today = side_cost(d, "p", "", offer.today, months)
+    tuned, machines_tuned = side_cost(d, "q", "_tuned", offer.tuned, months)
     saving = today - tuned
     one_time = d["data"] + d["labelling"] + d["engineering"] + d["evaluation"] + d["train_run"] * d["runs"]
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / months
@@ -382,11 +382,11 @@ def evaluate(drivers: Drivers, offer: OfferTerms, setting: Setting) -> Outcome:
             one_time=one_time, fixed=standing, retraining=retraining, horizon=months, saving=saving * mean_volume
         ),
         payback=payback_months(one_time=one_time, saving_per_month=average) if steady else payback.months(),
-        npv=npv - one_time + _moves(d, offer, setting),
+        npv=npv - one_time + moves(d, offer, setting),
     )
 
 
-def _moves(d: Drivers, offer: OfferTerms, setting: Setting) -> FloatArray:
+def moves(d: Drivers, offer: OfferTerms, setting: Setting) -> FloatArray:
     """Discounted: the move at the base model's end counts against the offer, the move that it spares counts for it."""
 
     def at(months: float) -> float:
@@ -403,7 +403,7 @@ def _migration(d: Drivers) -> FloatArray:
 
 
 @dataclass(frozen=True, slots=True)
-class _Machines:
+class Machines:
     """The machines that one side pays for, whatever they do. ``capacity`` is what one answers in a month; None: one is taken to do."""
 
     usd: FloatArray  # of one, per month
@@ -414,7 +414,7 @@ class _Machines:
         return self.usd if self.capacity is None else machines_needed(requests, self.capacity) * self.usd
 
 
-def _side(d: Drivers, mark: str, suffix: str, side: Terms, months: float) -> tuple[FloatArray, _Machines]:
+def side_cost(d: Drivers, mark: str, suffix: str, side: Terms, months: float) -> tuple[FloatArray, Machines]:
     """(USD per request, machines) of one side. Answers that miss and machine time that is paid by the work are per request."""
     fresh, static, output, hit = d["fresh"], d[f"static{suffix}"], d[f"output{suffix}"], d[f"cache_hit{suffix}"]
     each = call_cost(d, mark, side, fresh=fresh, static=static, output=output, hit=hit)
@@ -424,12 +424,12 @@ def _side(d: Drivers, mark: str, suffix: str, side: Terms, months: float) -> tup
         each = each + d["batch_share"] * (waiting - each)
     each = cost_per_accepted(each, d[f"accepted{suffix}"], d["rejected_usd"])
     if side.hour.high <= 0:
-        return each, _Machines(np.zeros_like(each))
+        return each, Machines(np.zeros_like(each))
     hour, rate = d[f"{mark}_hour"] * mean_growth(d["drift"], months), d[f"{mark}_rate"]
     if side.paid == "worked":
-        return each + hour / rate, _Machines(np.zeros_like(each))
+        return each + hour / rate, Machines(np.zeros_like(each))
     usd = hour * (HOURS_PER_MONTH if side.paid == "always" else d["open_hours"])
-    return each, _Machines(usd, rate * d["open_hours"] if np.isfinite(rate).all() else None)
+    return each, Machines(usd, rate * d["open_hours"] if np.isfinite(rate).all() else None)
 
 
 def call_cost(
@@ -457,7 +457,7 @@ def cumulative(drivers: Drivers, offer: OfferTerms, setting: Setting, horizon: i
     served = np.clip(offer.months - month, 0, 1)
     spent = []
     for mark, suffix, side in (("p", "", offer.today), ("q", "_tuned", offer.tuned)):
-        each, machines = _side(d, mark, suffix, side, offer.months)
+        each, machines = side_cost(d, mark, suffix, side, offer.months)
         spent.append(d["volume"] * each * path + machines.cost(d["volume"] * path))
     retraining = d["retrainings"] * (d["train_run"] + d["retrain_people"]) / max(offer.months, 1e-9)
     today, tuned = spent[0], served * (spent[1] + d["storage"] + d["monitoring"] + retraining) + (1 - served) * spent[0]

@@ -673,8 +673,8 @@ def test_the_options_cost_what_the_money_says() -> None:
     hosting = {"usd_per_hour": 2.0, "always_on": True}
     machine = intake(quality={"rejected_answer_usd": None}, self_hosting=hosting, machine_price_drift_per_year=0)
     costs = {o.name: o.cost for o in advised(machine, clear_gain()).decision.options}
-    assert costs["Do nothing"].startswith("About $1,500 a month")  # 730 hours at $2
-    assert "then about $1,500 a month" in costs["Fine-tune"]
+    assert costs["Do nothing"].startswith("About $1,460 a month")  # 730 hours at $2
+    assert "then about $1,460 a month" in costs["Fine-tune"]
     wide = advised(intake(volume_per_month=[10_000, 1_000_000]), clear_gain())
     money = wide.savings.economics
     assert money is not None

@@ -159,6 +159,33 @@ def test_every_chart_has_its_numbers_in_a_table(report: Report, html: str) -> No
     assert report.cash_flow.points[-1].month == 24
 
 
+@pytest.mark.parametrize("changes", [{}, {"volume_growth_per_year": [0.1, 0.6], "seasonality": [1, 2] * 6, "batch_share": 0.3}])
+def test_the_likely_money_adds_up_from_its_lines_to_the_net_present_value(changes: dict[str, object]) -> None:
+    """Also where volumes grow and base models end; the report prints one figure for each thing, with what it is."""
+    asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1-mini"}, costs={"incumbent_move_usd": 3000}, **changes)
+    report = advise(asked, clear_gain(), [plan("openai", "gpt-4.1-mini"), plan("together", "qwen3-8b"), plan()], today=TODAY)
+    priced = [o.economics for o in report.offers if o.economics]
+    assert {round(money.months, 1) for money in priced} == {1.7, 24.0}
+    for money in priced:
+        likely, npv = money.likely, money.npv
+        assert npv.p10 is not None and npv.p50 is not None and npv.p90 is not None
+        parts = likely.saved_per_month * money.months - likely.spent_once + likely.moves + likely.discounting
+        assert parts == pytest.approx(likely.npv)
+        assert abs(likely.npv - npv.p50) < 0.02 * (npv.p90 - npv.p10)
+        if likely.payback_months is not None and not changes:
+            assert likely.payback_months == pytest.approx(likely.spent_once / likely.saved_per_month)
+    money = report.savings.economics
+    assert money is not None
+    html, text, tune = render_html(report), render_markdown(report), next(o for o in report.decision.options if o.name == "Fine-tune")
+    told = re.search(r"\$([\d,.]+) − \$([\d,.]+) = (−?)\$([\d,.]+) saved a month", text)
+    assert told and told[0] in html
+    now, then, saved = (float(told[k].replace(",", "")) for k in (1, 2, 4))
+    assert abs(now - then) == pytest.approx(saved, abs=1.5)
+    assert f"${float(f'{money.likely.tuned.total:.3g}'):,.0f} a month" in tune.cost
+    for page in (html, text):
+        assert "Net present value over 24 months, discounted at 5 % a year" in page and "against going on with openai gpt-4.1-mini" in page
+
+
 def test_an_unknown_price_is_shown_as_unknown(report: Report, html: str) -> None:
     unpriced = next(o for o in report.offers if o.provider == "together")
     assert unpriced.status == "unpriced"
@@ -269,6 +296,7 @@ def test_numbers_are_written_for_people() -> None:
     assert words.points(-0.051) == "−5.1"
     assert words.p_value(1e-9) == "< 0.001"
     assert words.volume(None) == "none"
+    assert (words.months_range(3.3, 25), words.months_range(3.0, None)) == ("3.3 to 25 months", "3.0 months to never")
 
 
 def test_what_calls_take_and_cost_and_which_labels_are_mixed_up_is_shown() -> None:

@@ -7,6 +7,7 @@ from datetime import date
 
 import numpy as np
 
+from tuneport.advisor.breakdown import breakdown_of
 from tuneport.advisor.economics import FloatArray, economic_months
 from tuneport.advisor.experiments import Pilot, pilot_of
 from tuneport.advisor.facts import Arms
@@ -35,7 +36,7 @@ MAX_SWINGS = 8
 """Bars of the tornado; smaller ones change nothing that a reader could see."""
 MAX_POINTS = 12
 SWITCHES = ("volume", "cache_hit", "accepted", "accepted_tuned", "rejected_usd", "train_run", "q_in", "q_out", "q_hour", "engineering")
-"""Inputs for which the report states the value that turns the money round."""
+"""Inputs for which the report states the value that turns the net present value."""
 
 
 def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setting:
@@ -83,6 +84,7 @@ class Appraisal:
             break_even_volume=percentiles(result.break_even),
             payback_months=percentiles(result.payback),
             npv=percentiles(result.npv),
+            likely=breakdown_of(drivers, terms, self.setting, result.npv),
             p_saves=float((result.npv > 0).mean()),
             p_pays_back=float((result.payback <= terms.months).mean()),
             misses_counted=counted,
@@ -184,6 +186,7 @@ class Appraisal:
             for s in tornado(drivers, terms, setting, result.npv)
             if s.npv_low != s.npv_high
         ]
+        base = float(evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, setting).npv[0])
         switches = []
         for name in SWITCHES:
             if not np.isfinite(drivers[name]).all() or drivers[name].max() <= 0:
@@ -191,10 +194,9 @@ class Appraisal:
             if name in ("accepted", "accepted_tuned") and not (drivers["rejected_usd"] > 0).any():
                 continue
             middle, at = switching_value(drivers, terms, setting, name)
-            switches.append(_switch(name, middle, at))
+            switches.append(_switch(name, middle, at, base >= 0))
         switches += self._overtaken(offer)
-        base = evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, setting).npv
-        return Sensitivity(offer=offer.id, middle_npv=float(base[0]), swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
+        return Sensitivity(offer=offer.id, middle_npv=base, swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 
 
 DOLLARS = frozenset(
@@ -214,13 +216,15 @@ def _shown(name: str) -> Callable[[float], str]:
     return usd if name in DOLLARS else count
 
 
-def _switch(name: str, middle: float, at: float | None) -> Switch:
+def _switch(name: str, middle: float, at: float | None, gains: bool) -> Switch:
+    """``gains``: the net present value is not negative now."""
     share, shown = name in SHARES, _shown(name)
     label = LABELS[name]
     if at is None:
-        statement = f"{label}: no value within reach turns the money round (now about {shown(middle)})."
+        statement = f"{label}: no value within reach turns the net present value (now about {shown(middle)})."
     else:
-        statement = f"{label} {'below' if at < middle else 'above'} {shown(at)} turns the money round (now about {shown(middle)})."
+        side, turned = "below" if at < middle else "above", "negative" if gains else "positive"
+        statement = f"{label} {side} {shown(at)} (now about {shown(middle)}) turns the net present value {turned}."
     return Switch(driver=label, share=share, middle=middle, at=at, statement=statement)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from tuneport.advisor.facts import SUITE_ROWS, best_route
 from tuneport.advisor.measurement import Comparison, Estimate
 from tuneport.advisor.report.model import Report
-from tuneport.advisor.report.words import UNKNOWN, months, pair, percent, plain, points, probability, usd, usd_range
+from tuneport.advisor.report.words import UNKNOWN, months, months_range, pair, percent, plain, points, probability, usd, usd_range
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +92,19 @@ def _money(report: Report, condition: str) -> list[Tile]:
         return [Tile(name, UNKNOWN, why) for name in names]
     saved = f"saved in {months(money.months)}"
     tone = "plus" if (money.npv.p10 or 0) > 0 else "minus" if (money.npv.p50 or 0) < 0 else ""
+    likely, back = money.likely, money.payback_months
     return [
         Tile(
             condition + (saved if condition else saved.capitalize()),
-            usd(money.npv.p50),
-            f"{usd(money.npv.p10)} to {usd(money.npv.p90)}, P10 to P90",
+            usd(likely.npv),
+            f"{usd(money.npv.p10)} to {usd(money.npv.p90)}, P10 to P90; all costs, discounted, against today",
             tone,
         ),
-        Tile("Paid back after", months(money.payback_months.p50), pair(months(money.payback_months.p10), months(money.payback_months.p90))),
+        Tile(
+            "Paid back after",
+            months(likely.payback_months),
+            f"{months_range(back.p10, back.p90)}, P10 to P90; not discounted",
+        ),
         Tile(
             "Chance that tuning saves money" if condition else "Chance of saving money",
             probability(money.p_saves),
@@ -111,14 +116,15 @@ def _money(report: Report, condition: str) -> list[Tile]:
 def _pilot(report: Report) -> list[Tile]:
     pilot = report.pilot
     assert pilot is not None  # noqa: S101 - the caller has looked
+    place = next(f"{o.provider} {o.model}" for o in report.offers if o.id == pilot.offer)
     shows = "a number of right answers is not set for this metric" if pilot.needed is None else f"of {pilot.rows} test rows right"
     return [
-        Tile("The pilot costs", usd_range(pilot.usd), pilot.basis + "; people's time on top"),
+        Tile("The pilot costs", usd_range(pilot.usd), f"{place}: {pilot.basis}; people's time on top"),
         Tile("It must show", UNKNOWN if pilot.needed is None else f"{pilot.needed}", shows),
         Tile(
             "Chance that it does",
             probability(pilot.p_shows),
-            "By the stated prior" + (f"; knowing is worth {usd(pilot.worth_usd)}" if pilot.worth_usd is not None else ""),
+            "By the stated prior" + (f"; knowing before spending is worth {usd(pilot.worth_usd)}" if pilot.worth_usd is not None else ""),
         ),
     ]
 
@@ -133,6 +139,11 @@ def _route(report: Report) -> list[Tile]:
             percent(q.value, 0),
             f"{percent(q.low, 0)} to {percent(q.high, 0)}, 95 % interval",
         ),
-        Tile("Saved per month", usd(saved.p50 if saved else None), pair(usd(saved.p10), usd(saved.p90)) if saved else "", "plus"),
+        Tile(
+            "Saved per month",
+            usd(saved.p50 if saved else None),
+            f"{pair(usd(saved.p10), usd(saved.p90))}, P10 to P90; not discounted, against today" if saved else "",
+            "plus",
+        ),
         Tile("Chance of saving money", probability(route.p_saves), f"{percent(route.passed_on, 0)} of requests passed on"),
     ]

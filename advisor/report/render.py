@@ -15,6 +15,7 @@ from tuneport.advisor.decide import VERDICT_WORDS
 from tuneport.advisor.report.charts import accuracy_chart, cash_chart, tornado_chart
 from tuneport.advisor.report.headline import deciding_comparison, tiles_of
 from tuneport.advisor.report.model import Report
+from tuneport.advisor.report.money import basis_of, money_rows, month_rows, sum_of, volume_of
 from tuneport.advisor.report.pdf import render_pdf
 from tuneport.advisor.report.words import FILTERS, plain
 from tuneport.core.data.atomic import replacing
@@ -30,6 +31,11 @@ SOURCES: Mapping[str, str] = {
     "E": "tuneport's notes on economics and statistics",
     "T": "a rule of tuneport itself",
 }
+
+SWITCH_BASIS = (
+    "Where one input turns the net present value, all others stand at their median and money is discounted; the requests that pay it back "
+    "(part 2) are of the likely case, undiscounted."
+)
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
 _LINE_START = re.compile(r"^(\s?)(\d{0,9})((?<=\d)[.)](?=\s|$)|(?<!\d)(?:[-+](?=\s|$)|[-=]{2,}))")
@@ -113,7 +119,7 @@ def _environment(*, autoescape: bool) -> Environment:
 
 def _context(report: Report) -> dict[str, Any]:
     used = {note.grade for o in report.offers for note in o.prices} | {a.grade for a in report.assumptions} - {""}
-    evidence = report.evidence
+    evidence, money = report.evidence, report.savings.economics
     names = evidence.metric if evidence else report.intake.quality.metric
     others = sorted({m for a in evidence.arms for m in a.metrics} - {names}) if evidence else []
     tags = sorted({tag for line in (*report.decision.trace, *report.decision.doubts) for tag in line.sources})
@@ -121,6 +127,12 @@ def _context(report: Report) -> dict[str, Any]:
         "report": report,
         "misses": _misses(report),
         "verdict": VERDICT_WORDS[report.decision.verdict].capitalize(),
+        "money_rows": money_rows(report),
+        "month_rows": month_rows(report),
+        "money_sum": sum_of(money),
+        "money_basis": basis_of(money, report.reproducibility.draws),
+        "likely_volume": volume_of(money.likely) if money else "",
+        "switch_basis": SWITCH_BASIS,
         "chosen": next((o for o in report.offers if report.savings.offer == o.id), None),
         "tiles": tiles_of(report, deciding_comparison(report)),
         "chief": [c for c in evidence.comparisons if c.metric == names] if evidence else [],

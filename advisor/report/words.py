@@ -101,6 +101,12 @@ def months(value: float | None) -> str:
     return f"{value:.1f} months" if value < 10 else f"{value:.0f} months"
 
 
+def months_range(low: float | None, high: float | None) -> str:
+    """Two ends of a span, the unit once: 3.3 to 25 months."""
+    first, last = months(low), months(high)
+    return last if first == last else f"{first.removesuffix(' months') if last.endswith(' months') else first} to {last}"
+
+
 def _spread(values: tuple[str, str, str]) -> str:
     low, middle, high = values
     return middle if low == high else f"{middle} ({low} to {high})"
