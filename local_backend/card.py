@@ -33,8 +33,6 @@ def save_result(run: Run, best: BestAdapter) -> str:
     job = run.job
     target = job.adapter
     folder = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a worker that was killed here
-        remove_tree(left)
     last = job.last_checkpoint()
     full = run.config.adapter.kind == "full"
     thing = "the model" if full else "the adapter"

@@ -18,9 +18,11 @@ Needs POSIX (file locks, signals). Imports nothing heavy: the command line reads
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -65,11 +67,14 @@ class Event:
 def write_atomically(path: Path, text: str) -> None:
     """Replace the file in one step: readers see the old or the new content, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -121,16 +126,27 @@ class JobDir:
         known = {f.name for f in fields(WorkerState)}
         return WorkerState(**{name: value for name, value in stored.items() if name in known})
 
-    def set_state(self, state: WorkerState) -> None:
-        """Store the state, stamped with the time."""
-        write_json(self._state, asdict(state) | {"updated_at": datetime.now(UTC).isoformat()})
+    def set_state(self, state: WorkerState, *, last: bool = False) -> None:
+        """Store the state, stamped with the time. ``last``: a worker's last word, which on a full disk takes the earlier one's place."""
+        told = asdict(state) | {"updated_at": datetime.now(UTC).isoformat()}
+        try:
+            write_json(self._state, told)
+        except OSError:
+            if not last or not self._state.exists():
+                raise
+            with self._state.open("r+", encoding="utf-8") as file:
+                file.write(json.dumps(told, ensure_ascii=False))
+                file.truncate()
 
     def add_event(self, message: str, *, level: str = "info", metrics: dict[str, float] | None = None) -> None:
-        """Append one event in a single write. Only the worker that holds the lock may call this."""
+        """Append one event in a single write, whole or not at all. Only the worker that holds the lock may call this."""
         line = {"at": datetime.now(UTC).isoformat(), "level": level, "message": message, "metrics": metrics or {}}
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode()
         with self._events.open("ab", buffering=0) as file:
-            file.write(data)
+            before = file.seek(0, os.SEEK_END)
+            if file.write(data) != len(data):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._events))
         if metrics and self.follower is not None:
             self.follower(metrics)
 
@@ -179,6 +195,22 @@ class JobDir:
     def finished(self) -> bool:
         """True when the finished adapter, or the fully tuned model, lies there, whole."""
         return holds_adapter(self.adapter) or holds_model(self.adapter)
+
+    def remove_partial(self) -> None:
+        """Remove what saves that were broken off have left behind. Only the worker that holds the lock may call this."""
+        best = _read_json(self.best / "best.json") or {}
+        left = [entry for entry in self._entries(self.checkpoints) if _CHECKPOINT.fullmatch(entry.name) and not (entry / COMPLETE).exists()]
+        left += [entry for entry in self._entries(self.best) if entry.is_dir() and entry.name != f"step-{best.get('step')}"]
+        left += [entry for name in (self.adapter.name, self._state.name) for entry in self.path.glob(f".{name}.*.tmp")]
+        for entry in left:
+            if entry.is_dir():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink(missing_ok=True)
+
+    @staticmethod
+    def _entries(folder: Path) -> list[Path]:
+        return list(folder.iterdir()) if folder.is_dir() else []
 
     # -- the worker ----------------------------------------------------------------------------------------------------
 

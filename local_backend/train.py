@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 STATE_PAUSE = 0.5
 """Seconds between two writes of the state at least, so that fast steps do not wait for the disk."""
-DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing file")
-"""How the system, safetensors and PyTorch say it."""
+DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing file", "unexpected pos")
+"""How the system, safetensors and PyTorch (twice) say it."""
 
 
 class _Stopped(BaseException):
@@ -129,6 +129,7 @@ class Worker:
 
     def _attempt(self, config: TrainConfig) -> None:
         """From the last checkpoint, if there is one, to the finished adapter."""
+        self.job.remove_partial()
         self._interruptible = True
         self._stop_if_asked()
         run = self._prepare(config)
@@ -306,8 +307,11 @@ class Worker:
 
     def _end(self, phase: str, message: str) -> int:
         message = redact(message)
-        self._note(f"{phase}: {message}" if message else phase, level="error" if phase == "failed" else "info")
-        self._set(phase, message, seconds_left=None)
+        with suppress(OSError):
+            self.job.remove_partial()  # first, since it makes room for the last words on a full disk
+            self._note(f"{phase}: {message}" if message else phase, level="error" if phase == "failed" else "info")
+        self._state = replace(self._state, phase=phase, message=message, seconds_left=None)
+        self.job.set_state(self._state, last=True)
         return 1 if phase == "failed" else 0
 
     def _stop_if_asked(self) -> None:

@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
-from tuneport.local_backend.jobdir import COMPLETE, JobDir, WorkerState
+from tuneport.local_backend.jobdir import JobDir, WorkerState
 from tuneport.tests.local_jobs import losses, made, plan_of, run, work
 from tuneport.tests.local_tiny import write_model
 
@@ -262,15 +262,20 @@ def full_disk(*_: Any, **__: Any) -> Iterator[Row]:
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("place", ["torch.save", "peft.peft_model.safe_save_file", "tuneport.local_backend.card.shutil.copy"])
+@pytest.mark.parametrize("place", ["torch.save", "peft.peft_model.safe_save_file", "tuneport.local_backend.card.shutil.copy", "os.fsync"])
 def test_a_full_disk_fails_the_job_in_words_and_it_goes_on_once_there_is_room(
     place: str, broken_off: JobDir, finished: JobDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    broken_off.set_state(WorkerState("paused"))
     with monkeypatch.context() as patch:
         patch.setattr(place, full_disk)
-        message = failure(broken_off)
+        message = failure(broken_off)  # with "os.fsync", even these words find no room of their own
     assert "disk is full" in message and "resume" in message
-    assert not (broken_off.checkpoints / "checkpoint-4" / COMPLETE).exists() or place.endswith("copy")
+    assert "disk is full" in [event.message for event in broken_off.events()][-1]
+    whole = {folder for _, folder in broken_off.whole_checkpoints()}
+    assert set(broken_off.checkpoints.iterdir()) == whole and (broken_off.checkpoints / "checkpoint-4" in whole) == place.endswith("copy")
+    assert len(list(broken_off.best.glob("step-*"))) == 1
+    assert not [path for path in broken_off.path.iterdir() if path.name.startswith(".")]
     assert losses(work(broken_off)) == losses(finished)
     weights = "adapter_model.safetensors"
     assert (broken_off.adapter / weights).read_bytes() == (finished.adapter / weights).read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,20 @@ def test_a_torn_last_line_is_neither_read_nor_kept(tmp_path: Path) -> None:
     job.mend_events()
     job.add_event("two")
     assert [(event.number, event.message) for event in job.events()] == [(1, "one"), (2, "two")]
+
+
+def test_an_event_that_finds_no_room_leaves_no_part_of_itself(tmp_path: Path) -> None:
+    job = JobDir(tmp_path)
+    job.add_event("one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "events.jsonl").stat().st_size + 20, hard))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            job.add_event("two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    job.add_event("three")
+    assert [event.message for event in job.events()] == ["one", "three"]
 
 
 def test_only_whole_checkpoints_count(tmp_path: Path) -> None:
