@@ -7,7 +7,7 @@ the bar; or when the prompt meets it, the tuned model too and no worse, and it s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -70,7 +70,7 @@ def decide(situation: Situation) -> Decision:
     lines = {line.rule: line for line in trace}
     weight = sum(1.0 if d.fired else 0.5 if d.fired is None else 0.0 for d in doubts)
     confidence: Confidence = "high" if weight < 1 else "medium" if weight < 3 else "low"
-    changes = (*changes_of(row.verdict, facts), *turning_points(facts, row.verdict), *situation.switching)
+    changes = (*changes_of(row.verdict, facts), *turning_points(facts, row.verdict, situation.money_at), *situation.switching)
     return Decision(
         verdict=row.verdict,
         offer=offer.id if offer else None,
@@ -97,25 +97,34 @@ GRID = 200
 """Steps in which a quality is varied to find where the verdict turns: half points."""
 
 
-def turning_points(facts: Mapping[str, Fact], verdict: Verdict) -> list[str]:
+def at_quality(facts: Mapping[str, Fact], subject: str, value: float) -> dict[str, Fact]:
+    """What would be otherwise, were the best prompt ("baseline") or the tuned model ("tuned") of this quality: intervals move along."""
+    now, sign = facts[f"{subject}_value"], -1 if subject == "baseline" else 1
+    moved: dict[str, Fact] = {f"{subject}_value": value}
+    if isinstance(now, float):
+        moved |= {key: g + sign * (value - now) for key in ("gain_value", "gain_low", "gain_high") if isinstance(g := facts[key], float)}
+    if subject == "baseline":
+        moved |= {f"{arm}_value": value for arm in ("lasting", "current") if facts[f"{arm}_arm"] == facts["baseline_arm"]}
+    return moved
+
+
+def turning_points(
+    facts: Mapping[str, Fact], verdict: Verdict, money_at: Callable[[str, float], Mapping[str, Fact]] | None = None
+) -> list[str]:
     """At which quality of the best prompt, and of the tuned model, another verdict would stand; the nearest value on either side."""
     found: list[str] = []
     metric = str(facts["metric"]).replace("_", " ")
-    for name, subject, sign in (("baseline", "best prompt", -1), ("tuned", "tuned model", 1)):
+    for name, subject in (("baseline", "best prompt"), ("tuned", "tuned model")):
         now = facts[f"{name}_value"]
         if not isinstance(now, float):
             continue
 
-        def shifted(value: float, name: str = name, sign: int = sign, now: float = now) -> dict[str, Fact]:
-            gain = {key: g + sign * (value - now) for key in ("gain_value", "gain_low", "gain_high") if isinstance(g := facts[key], float)}
-            lasting: dict[str, Fact] = (
-                {"lasting_value": value} if name == "baseline" and facts["lasting_arm"] == facts["baseline_arm"] else {}
-            )
-            return {f"{name}_value": value, **gain, **lasting}
+        def verdict_at(value: float, name: str = name) -> Verdict:
+            return verdict_if(facts, {**(money_at(name, value) if money_at else {}), **at_quality(facts, name, value)})
 
         for side, word in ((1, "or more"), (-1, "or less")):
             steps = [k / GRID for k in range(GRID + 1) if (k / GRID - now) * side > 1e-9][::side]
-            turn = next(((v, other) for v in steps if (other := verdict_if(facts, shifted(v))) != verdict), None)
+            turn = next(((v, other) for v in steps if (other := verdict_at(v)) != verdict), None)
             if turn:
                 found.append(f"The {subject} at {100 * turn[0]:.1f} % {metric} {word} (now {100 * now:.1f} %): {VERDICT_WORDS[turn[1]]}.")
     return found

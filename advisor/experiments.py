@@ -1,7 +1,7 @@
 """The cheapest experiment that could change the decision: what it costs, what it must show, and what knowing is worth.
 
 Worth of knowing = E[max(0, NPV)] - max(0, E[NPV]): what perfect knowledge of the offer's money would add before the money is
-spent. An experiment that costs more than that is not worth making.
+spent. An experiment that costs more than that is not worth making, unless the offer is expected to gain more than the experiment costs.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ def pilot_of(
         show += "could show a flawless model."
     else:
         show = f"A mean {what} of at least {100 * bar:.0f} %, and {gain}."
-    worth = float(np.maximum(npv, 0).mean() - max(0.0, float(npv.mean()))) if npv is not None and priced else None
-    verdict = None if worth is None or usd is None else worth > usd.low
-    return Pilot(
+    pilot = Pilot(
         offer=candidate.offer.id,
         usd=usd,
         basis=basis,
@@ -83,10 +81,22 @@ def pilot_of(
         must_show=show,
         needed=needed,
         p_shows=chance,
-        worth_usd=worth,
-        worth_it=verdict,
+        worth_usd=None,
+        worth_it=None,
         rows_needed=more,
     )
+    return worth_of_knowing(pilot, npv) if npv is not None and priced else pilot
+
+
+def worth_of_knowing(pilot: Pilot, npv: FloatArray) -> Pilot:
+    """The pilot with what knowing the offer's money is worth, and whether the pilot is worth its price.
+
+    It is also where the offer is expected to gain: nobody tunes without a measurement, and the pilot is that, however sure the money.
+    """
+    expected = float(npv.mean())
+    worth = float(np.maximum(npv, 0).mean()) - max(0.0, expected)
+    worth_it = None if pilot.usd is None else worth > pilot.usd.low or expected > pilot.usd.low
+    return pilot.model_copy(update={"worth_usd": worth, "worth_it": worth_it})
 
 
 def _needed(n: int, right: int, bar: float, loss: float) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -70,7 +70,8 @@ class Situation:
     pilot: Pilot | None = None
     curve: LearningCurve | None = None
     measuring_usd: Range | None = None  # asking today's model once for every row of a suite; None: a price is unknown
-    switching: Sequence[str] = field(default=())  # which values of which input would turn the net present value
+    switching: Sequence[str] = field(default=())  # which values of which input would change the decision, or turn the net present value
+    money_at: Callable[[str, float], Mapping[str, Fact]] | None = None  # facts of money, were the "baseline" or "tuned" arm of such quality
 
     @property
     def leaving(self) -> date | None:
@@ -126,18 +127,14 @@ def pick_arms(intake: Intake, measurement: Measurement | None, desk: Desk) -> Ar
 
 def gather_facts(situation: Situation) -> dict[str, Fact]:
     """Every fact that the rules may ask for, under its name; None where it is not known."""
-    intake, measurement, arms, offers = situation.intake, situation.measurement, situation.arms, situation.offers
+    intake, measurement, arms = situation.intake, situation.measurement, situation.arms
     incumbent = situation.incumbent
     metric = intake.quality.metric
     prompted = [a for a in measurement.arms if a.kind == "prompted"] if measurement else []
     measured_metrics = sorted({m for a in measurement.arms for m in a.metrics}) if measurement else []
     static = intake.tokens.static.high
-    chosen = choose_offer(offers, situation.leaving)
-    backed = chosen if chosen and chosen.quality != "not measured" else None
-    money, priced = (offer.economics if offer else None for offer in (backed, chosen))
     ends = incumbent.lifetime.inference_ends if incumbent else None
     gain = arms.comparison.difference if arms.comparison else None
-    rejected = intake.quality.rejected_answer_usd
     facts: dict[str, Fact] = {
         "needs_facts": intake.facts.fresh_or_private,
         "change": intake.facts.change,
@@ -193,6 +190,24 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "latency_need": intake.needs.latency_p95_seconds,
         "baseline_p95": p95_seconds(arms.baseline),
         "tuned_p95": p95_seconds(arms.tuned),
+        "rejected_usd": _dollars(intake.quality.rejected_answer_usd),
+    }
+    for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):
+        estimate: Estimate | None = arm.metrics[metric] if arm else None
+        facts[f"{name}_arm"] = arm.name if arm else None
+        facts |= {f"{name}_{end}": getattr(estimate, end) if estimate else None for end in ("value", "low", "high")}
+    best, now = facts["baseline_value"], facts["current_value"]
+    facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
+    return facts | _general(situation) | _said(situation) | money_facts(situation)
+
+
+def money_facts(situation: Situation) -> dict[str, Fact]:
+    """The facts that rest on offers, routes and the pilot."""
+    offers = situation.offers
+    chosen = choose_offer(offers, situation.leaving)
+    backed = chosen if chosen and chosen.quality != "not measured" else None
+    money, priced = (offer.economics if offer else None for offer in (backed, chosen))
+    facts: dict[str, Fact] = {
         "open_offers": sum(o.status == "open" for o in offers) if offers else None,
         "closed_offers": sum(o.status == "closed" for o in offers),
         "unpriced_offers": sum(o.status == "unpriced" for o in offers),
@@ -201,7 +216,7 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "measured_elsewhere": backed.quality != "measured" if backed else None,
         "inference_ends": backed.inference_ends.isoformat() if backed and backed.inference_ends else None,
         "outlives": outlives(backed, situation.leaving) if backed else None,
-        "ends_inside": money.months < intake.horizon_months if money else None,
+        "ends_inside": money.months < situation.intake.horizon_months if money else None,
         "stale_prices": sum(bool(p.stale) for p in backed.prices) if backed else None,
         "p_saves": money.p_saves if money else None,
         "saving_month": money.likely.saved_per_month if money else None,
@@ -212,15 +227,8 @@ def gather_facts(situation: Situation) -> dict[str, Fact]:
         "today_month": priced.likely.today.total if priced else None,
         "tuned_month": priced.likely.tuned.total if priced else None,
         "tuned_saves": priced.likely.saved_per_month if priced else None,
-        "rejected_usd": _dollars(rejected),
     }
-    for name, arm in (("baseline", arms.baseline), ("tuned", arms.tuned)):
-        estimate: Estimate | None = arm.metrics[metric] if arm else None
-        facts[f"{name}_arm"] = arm.name if arm else None
-        facts |= {f"{name}_{end}": getattr(estimate, end) if estimate else None for end in ("value", "low", "high")}
-    best, now = facts["baseline_value"], facts["current_value"]
-    facts["prompt_gain"] = best - now if isinstance(best, float) and isinstance(now, float) else None
-    return facts | _general(situation) | _said(situation) | _route_facts(situation) | _next_facts(situation, backed)
+    return facts | _route_facts(situation) | _next_facts(situation, backed)
 
 
 def _rows_text(measurement: Measurement) -> str:

@@ -1,4 +1,4 @@
-"""What moves the money: one-at-a-time swings, and the values at which it turns round."""
+"""What moves the money: one-at-a-time swings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from tuneport.advisor.economics import FloatArray
 from tuneport.advisor.simulation import LABELS, TOGETHER, Drivers, OfferTerms, Setting, evaluate
 
-SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned", "batch_share"})
-"""Drivers between 0 and 1."""
+SHARES = frozenset({"cache_hit", "cache_hit_tuned", "accepted", "accepted_tuned", "batch_share", "removed"})
+"""Drivers between 0 and 1; ``removed`` begins at -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,26 +42,6 @@ def tornado(drivers: Drivers, offer: OfferTerms, setting: Setting, npv: FloatArr
         label = TOGETHER.get(names[0], LABELS[names[0]]) if len(names) > 1 else LABELS[names[0]]
         swings.append(Swing(names[0], label, float(low), float(high), float(ends[0]), float(ends[1]), correlation))
     return sorted(swings, key=lambda s: -abs(s.npv_high - s.npv_low))
-
-
-def switching_value(drivers: Drivers, offer: OfferTerms, setting: Setting, name: str) -> tuple[float, float | None]:
-    """(median, value of the driver at which the median NPV changes sign); None when no value within reach does.
-
-    Reach: 0 to 1 for shares, a thousandth to a thousand times the median for the rest.
-    """
-    middle = {key: _median(values) for key, values in drivers.items()}
-    centre = middle[name]
-    grid = np.linspace(0, 1, 1001) if name in SHARES else centre * np.geomspace(1e-3, 1e3, 6001)
-    trial = {key: np.full(len(grid), value) for key, value in middle.items()}
-    trial[name] = grid
-    npv = evaluate(trial, offer, setting).npv
-    crossings = np.flatnonzero(np.diff(np.sign(npv)) != 0)
-    if not len(crossings):
-        return centre, None
-    nearest = crossings[np.argmin(np.abs(grid[crossings] - centre))]
-    left, right = npv[nearest], npv[nearest + 1]
-    step = 0.0 if left == right else left / (left - right)
-    return centre, float(grid[nearest] + step * (grid[nearest + 1] - grid[nearest]))
 
 
 def _median(values: FloatArray) -> float:

@@ -20,6 +20,7 @@ from tuneport.advisor.measurement import Arm, Measurement
 from tuneport.advisor.prior import load_priors, prior_for
 from tuneport.advisor.report.model import Report
 from tuneport.advisor.report.render import render_markdown
+from tuneport.advisor.report.whatif import WhatIf
 from tuneport.advisor.rules import load_rules
 from tuneport.advisor.statistics import wilson
 from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
@@ -284,6 +285,18 @@ def test_a_pilot_that_costs_more_than_knowing_is_worth_is_declined() -> None:
     assert report.decision.verdict == "better_prompt"
 
 
+def test_a_sure_saving_is_no_reason_to_decline_the_pilot() -> None:
+    """Knowing beforehand adds nothing where every draw saves; but nobody tunes without a measurement, and the pilot is that."""
+    dear = {"provider": "bedrock", "model": "nova-pro", "arm": "few-shot"}
+    asked = intake(incumbent=dear, volume_per_month=1e7, quality={"rejected_answer_usd": 0.000001})
+    report = advised(asked, measurement(arm("few-shot", share(300, 150), provider="bedrock", model="nova-pro")))
+    assert report.savings.economics is not None
+    assert report.savings.economics.p_saves == 1
+    assert report.pilot is not None
+    assert report.pilot.worth_usd == pytest.approx(0, abs=1e-6)
+    assert report.decision.verdict == "pilot"
+
+
 def test_after_a_failed_pilot_another_base_model_is_tried() -> None:
     both = measurement(arm("few-shot", share(300, 30)), arm("tuned", share(300, 150), kind="tuned"))
     report = advised(intake(), both, plan("bedrock", "nova-micro"), plan())
@@ -416,11 +429,106 @@ def test_switching_values_say_what_becomes_of_the_decision() -> None:
     assert report.sensitivity is not None
     within = [s for s in report.sensitivity.switches if s.at is not None]
     assert within
-    assert {s.verdict for s in within} == {"do_nothing"}  # misses are priced, so losing money turns the decision
-    assert all("The decision: do not fine-tune." in s.statement for s in within)
+    assert {s.verdict for s in within if "accepted" not in s.driver} == {"do_nothing"}  # misses are priced: losing money turns the decision
+    assert all("The decision: do not fine-tune." in s.statement for s in within if s.verdict == "do_nothing")
     calls_only = advised(intake(quality={"rejected_answer_usd": None}), clear_gain())
     assert calls_only.sensitivity is not None
     assert all("rests on other grounds" in s.statement for s in calls_only.sensitivity.switches if s.at is not None)
+
+
+SCALED = {
+    "Requests per month": ("volume_per_month",), "Cost of one answer that misses": ("quality", "rejected_answer_usd"),
+    "Cost of engineering": ("costs", "engineering_usd"), "Hosting price per hour after tuning": ("self_hosting", "usd_per_hour"),
+    "Cache-hit share today": ("cache_hit_share",),
+}  # fmt: skip
+"""Inputs that a decision file states, by their names in the report."""
+
+
+def dear_today(right: int, wrong: int, **changes: Any) -> tuple[dict[str, Any], Measurement]:
+    """A good prompt on a dear model, and a tuned one on a machine of one's own, with cost as the problem."""
+    before = np.random.default_rng(0).random(1200) < 0.9
+    after = before.copy()
+    after[np.flatnonzero(~before)[:right]] = True
+    after[np.flatnonzero(before)[:wrong]] = False
+    today = {"provider": "bedrock", "model": "nova-pro"}
+    arms = [arm("few-shot", [bool(x) for x in before], **today)]
+    if right:
+        arms.append(arm("tuned", [bool(x) for x in after], kind="tuned", model="job-1"))
+    calls = {"incumbent": {**today, "arm": "few-shot"}, "quality": {"metric": "exact_match", "bar": 0.7}, "symptoms": ["too_dear"]}
+    return {**calls, "volume_per_month": [5e5, 2e6], **changes}, measurement(*arms)
+
+
+@pytest.mark.parametrize(
+    ("asked", "measured", "plans", "verdicts"),
+    [
+        (*dear_today(6, 4), [plan()], {"do_nothing"}),  # it must save money in nine draws of ten, which is not where the money turns
+        ({"volume_per_month": [8000, 12000]}, measurement(arm("few-shot", share(300, 150))), [plan()], {"better_prompt"}),  # no pilot
+        ({}, clear_gain(), [plan()], {"do_nothing"}),
+        (
+            {"incumbent": {"provider": "bedrock", "model": "nova-pro", "arm": "few-shot"}, "cache_hit_share": 0.1,
+             "quality": {"rejected_answer_usd": 0.0001}, "volume_per_month": [1e5, 1e6], "tokens": {"static": 6000}},
+            measurement(
+                arm("few-shot", share(300, 150), provider="bedrock", model="nova-pro"),
+                arm("tuned", share(300, 255), kind="tuned", provider="bedrock", model="nova-micro"),
+            ),
+            [plan("bedrock", "nova-micro"), plan("together", "qwen3-8b")],
+            {"do_nothing"},
+        ),
+    ],
+    ids=["nine in ten", "before a pilot", "misses priced", "two offers"],
+)  # fmt: skip
+def test_at_a_switching_value_the_decision_really_changes(
+    asked: dict[str, Any], measured: Measurement, plans: list[Any], verdicts: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole model is run again with the input's range moved to the reported value, and halfway there."""
+    report = advised(now := intake(**asked), measured, *plans)
+    assert report.sensitivity is not None
+    monkeypatch.setattr(WhatIf, "switches", lambda self: ())  # what is checked takes no part in the runs that check it
+    monkeypatch.setattr(WhatIf, "money_at", lambda self, subject, value: {})
+    checked = set()
+    for switch in report.sensitivity.switches:
+        if switch.at is None or switch.rival or switch.driver not in SCALED:
+            continue
+        *section, name = SCALED[switch.driver]
+        part = getattr(now, section[0]) if section else now
+        stated = getattr(part, name)
+
+        def verdict_at(value: float) -> str:
+            if switch.share:  # noqa: B023 - called in the same turn of the loop
+                moved = [stated.low + value - switch.middle, stated.high + value - switch.middle]  # noqa: B023
+            else:
+                moved = [stated.low * value / switch.middle, stated.high * value / switch.middle]  # noqa: B023
+            change = {name: moved}  # noqa: B023
+            changes = {**asked, section[0]: {**asked.get(section[0], {}), **change}} if section else {**asked, **change}  # noqa: B023
+            return advised(intake(**changes), measured, *plans).decision.verdict
+
+        assert verdict_at(switch.at) == switch.verdict, switch.statement
+        if switch.verdict == report.decision.verdict:
+            assert "stays" in switch.statement
+            continue
+        checked.add(switch.verdict)
+        assert verdict_at((switch.at * 0.85 + switch.middle * 0.15) if switch.share else switch.at**0.85 * switch.middle**0.15) == (
+            report.decision.verdict
+        ), switch.statement
+    assert checked == verdicts
+
+
+def test_money_joins_in_where_quality_turns_the_verdict() -> None:
+    """A gain that is shown and meets the bar is declined all the same once it costs more than the misses that it spares."""
+    asked = intake(costs={"engineering_usd": 55_000})
+    report = advised(asked, clear_gain())  # prompt 20 %, tuned 85 %, bar 70 %
+    assert report.decision.verdict == "fine_tune"
+    told = next(line for line in report.decision.would_change if line.startswith("The tuned model at"))
+    value = float(told.split(" at ")[1].split(" %")[0]) / 100
+    assert value > 0.7
+    assert told.endswith("do not fine-tune.")
+
+    def at(quality: float) -> str:
+        tuned = arm("tuned", share(300, round(300 * quality)), kind="tuned", model="job-1")
+        return advised(asked, measurement(arm("few-shot", share(300, 60)), tuned)).decision.verdict
+
+    assert at(value - 0.02) == "do_nothing"
+    assert at(value + 0.02) == "fine_tune"
 
 
 def test_an_arm_that_failed_half_way_is_told() -> None:

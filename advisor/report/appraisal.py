@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 
 import numpy as np
@@ -18,7 +18,7 @@ from tuneport.advisor.offers import Candidate, Offer, OfferEconomics, dies, outl
 from tuneport.advisor.prior import Prior
 from tuneport.advisor.report.model import CashFlow, CashPoint, Sensitivity, SwingRow, Switch
 from tuneport.advisor.report.words import count, percent, usd
-from tuneport.advisor.sensitivity import SHARES, switching_value, tornado
+from tuneport.advisor.sensitivity import SHARES, tornado
 from tuneport.advisor.simulation import (
     LABELS,
     Drivers,
@@ -35,8 +35,6 @@ from tuneport.core.catalogue import Offering
 MAX_SWINGS = 8
 """Bars of the tornado; smaller ones change nothing that a reader could see."""
 MAX_POINTS = 12
-SWITCHES = ("volume", "cache_hit", "accepted", "accepted_tuned", "rejected_usd", "train_run", "q_in", "q_out", "q_hour", "engineering")
-"""Inputs for which the report states the value that turns the net present value."""
 
 
 def setting_of(intake: Intake, incumbent: Offering | None, today: date) -> Setting:
@@ -60,6 +58,7 @@ class Appraisal:
         self.clusters = measurement.clusters_of(rows) if measurement else ()
         self.drawn: dict[bool, Drivers] = {}
         self.kept: dict[str, tuple[Candidate, Drivers, Outcome]] = {}
+        self.pilots: dict[str, Pilot] = {}
 
     def with_economics(self, candidate: Candidate) -> Offer:
         """The offer with its simulated money, where its prices are known."""
@@ -105,32 +104,22 @@ class Appraisal:
         return self.drawn[measured]
 
     def pilot(self, offers: Sequence[Offer], candidates: Sequence[Candidate], leaving: date | None = None) -> Pilot | None:
-        """The cheapest pilot that is worth its price, once a prompt was measured.
-
-        One of an offer that was measured already, or whose base model ends before it could pay or with today's model (on ``leaving``),
-        stands behind the others.
-        """
+        """The cheapest pilot that is worth its price (``best_pilot``), once a prompt was measured."""
         if self.baseline is None or self.measurement is None:
             return None
-        found, quality = {}, self.intake.quality
+        quality = self.intake.quality
         as_good = "too_dear" in self.intake.symptoms and self.baseline.metrics[quality.metric].value >= quality.bar
         for offer in (o for o in offers if o.status == "open" and o.training_usd):
             candidate = next(c for c in candidates if c.offer.id == offer.id)
             _, drivers, result = self.kept.get(offer.id, (None, None, None))
-            found[offer.id] = pilot_of(
+            self.pilots[offer.id] = pilot_of(
                 candidate, drivers, result.npv if result else None, baseline=self.baseline, metric=self.intake.quality.metric,
                 bar=self.intake.quality.bar, clusters_of=self.measurement.clusters_of, removed=self.shared["removed"], seed=self.seed,
                 priced=offer.economics is not None and offer.economics.misses_counted, loss=MARGIN if as_good else 0.0,
             )  # fmt: skip
-        by_id = {o.id: o for o in offers}
+        return best_pilot(self.pilots, offers, leaving)
 
-        def order(pilot: Pilot) -> tuple[bool, bool, bool, bool, float]:
-            offer, price = by_id[pilot.offer], pilot.usd.high if pilot.usd else float("inf")
-            return not outlives(offer, leaving), pilot.worth_it is False, dies(offer), offer.quality != "not measured", price
-
-        return min(found.values(), key=order, default=None)
-
-    def _overtaken(self, offer: Offer) -> list[Switch]:
+    def overtaken(self, offer: Offer) -> tuple[Switch, ...]:
         """The volumes from which, or up to which, another offer is worth more than this one: the nearest on either side."""
         volume = float(np.median(self.shared["volume"]))
         grid = volume * np.geomspace(1e-3, 1e3, 601)
@@ -141,7 +130,7 @@ class Appraisal:
             values[name] = evaluate(trial, candidate.terms, self.setting).npv
         rivals = {o: npv for o, npv in values.items() if o != offer.id and self.kept[o][0].offer.quality == offer.quality}
         if not rivals:
-            return []
+            return ()
         found = []
         for side, word in ((np.flatnonzero(grid > volume), "above"), (np.flatnonzero(grid < volume)[::-1], "below")):
             for k in side:
@@ -154,7 +143,7 @@ class Appraisal:
                         Switch(driver=LABELS["volume"], share=False, middle=volume, at=float(grid[k]), statement=statement, rival=best)
                     )
                     break
-        return found
+        return tuple(found)
 
     def cash_flow(self, offer: Offer) -> CashFlow:
         """Spent money over the horizon, at most a dozen points."""
@@ -167,16 +156,16 @@ class Appraisal:
         points = tuple(CashPoint(month=m, today=percentiles(today[m]), tuned=percentiles(tuned[m])) for m in months)
         return CashFlow(offer=offer.id, points=points, ends_month=candidate.terms.months if candidate.terms.ends_inside else None)
 
-    def sensitivity(self, offer: Offer) -> Sensitivity:
-        """The tornado and the switching values of one offer."""
+    def sensitivity(self, offer: Offer, switches: Sequence[Switch]) -> Sensitivity:
+        """The tornado of one offer, with the values that change the decision."""
         candidate, drivers, result = self.kept[offer.id]
         terms, setting = candidate.terms, self.setting
         assert terms is not None  # noqa: S101 - only offers with terms are kept
         swings = [
             SwingRow(
                 driver=s.label,
-                low_shown=_shown(s.driver)(s.low),
-                high_shown=_shown(s.driver)(s.high),
+                low_shown=shown_as(s.driver)(s.low),
+                high_shown=shown_as(s.driver)(s.high),
                 low=s.low,
                 high=s.high,
                 npv_low=s.npv_low,
@@ -187,15 +176,6 @@ class Appraisal:
             if s.npv_low != s.npv_high
         ]
         base = float(evaluate({name: np.array([np.median(values)]) for name, values in drivers.items()}, terms, setting).npv[0])
-        switches = []
-        for name in SWITCHES:
-            if not np.isfinite(drivers[name]).all() or drivers[name].max() <= 0:
-                continue
-            if name in ("accepted", "accepted_tuned") and not (drivers["rejected_usd"] > 0).any():
-                continue
-            middle, at = switching_value(drivers, terms, setting, name)
-            switches.append(_switch(name, middle, at, base >= 0))
-        switches += self._overtaken(offer)
         return Sensitivity(offer=offer.id, middle_npv=base, swings=tuple(swings[:MAX_SWINGS]), switches=tuple(switches))
 
 
@@ -209,23 +189,26 @@ DOLLARS = frozenset(
 """Inputs that are money."""
 
 
-def _shown(name: str) -> Callable[[float], str]:
+def shown_as(name: str) -> Callable[[float], str]:
     """How a value of an input is written."""
     if name in SHARES or name in ("growth", "drift"):
         return percent
     return usd if name in DOLLARS else count
 
 
-def _switch(name: str, middle: float, at: float | None, gains: bool) -> Switch:
-    """``gains``: the net present value is not negative now."""
-    share, shown = name in SHARES, _shown(name)
-    label = LABELS[name]
-    if at is None:
-        statement = f"{label}: no value within reach turns the net present value (now about {shown(middle)})."
-    else:
-        side, turned = "below" if at < middle else "above", "negative" if gains else "positive"
-        statement = f"{label} {side} {shown(at)} (now about {shown(middle)}) turns the net present value {turned}."
-    return Switch(driver=label, share=share, middle=middle, at=at, statement=statement)
+def best_pilot(pilots: Mapping[str, Pilot], offers: Sequence[Offer], leaving: date | None) -> Pilot | None:
+    """The cheapest pilot that is worth its price.
+
+    One of an offer that was measured already, or whose base model ends before it could pay or with today's model (on ``leaving``),
+    stands behind the others.
+    """
+    by_id = {o.id: o for o in offers}
+
+    def order(pilot: Pilot) -> tuple[bool, bool, bool, bool, float]:
+        offer, price = by_id[pilot.offer], pilot.usd.high if pilot.usd else float("inf")
+        return not outlives(offer, leaving), pilot.worth_it is False, dies(offer), offer.quality != "not measured", price
+
+    return min(pilots.values(), key=order, default=None)
 
 
 def _paired_scores(arms: Arms, metric: str) -> tuple[FloatArray | None, FloatArray | None, list[int]]:

@@ -15,9 +15,9 @@ from pydantic_core import to_jsonable_python
 
 from tuneport import __version__
 from tuneport.advisor.curve import learning_curve
-from tuneport.advisor.decide import VERDICT_WORDS, decide, verdict_if
+from tuneport.advisor.decide import decide
 from tuneport.advisor.diagnosis import diagnose
-from tuneport.advisor.facts import SUITE_ROWS, Situation, gather_facts, pick_arms
+from tuneport.advisor.facts import SUITE_ROWS, Situation, pick_arms
 from tuneport.advisor.incumbent import about_incumbent
 from tuneport.advisor.intake import Intake
 from tuneport.advisor.measurement import Measurement
@@ -27,11 +27,11 @@ from tuneport.advisor.prior import prior_for
 from tuneport.advisor.report.appraisal import Appraisal, setting_of
 from tuneport.advisor.report.assumptions import assumptions_of, risks_of
 from tuneport.advisor.report.evidence import evidence_of
-from tuneport.advisor.report.model import Report, Reproducibility, Savings, Sensitivity
-from tuneport.advisor.routing import build_routes
-from tuneport.advisor.rules import Fact, Verdict
+from tuneport.advisor.report.model import Report, Reproducibility, Savings
+from tuneport.advisor.report.whatif import WhatIf
+from tuneport.advisor.routing import Route, build_routes
 from tuneport.advisor.runs import RunFamily
-from tuneport.advisor.simulation import DRAWS, Terms
+from tuneport.advisor.simulation import DRAWS, Drivers, Terms
 from tuneport.core.catalogue import Catalogue, load_catalogue
 from tuneport.core.money import Range
 from tuneport.core.plan import Plan
@@ -73,18 +73,29 @@ def build_report(
     simulation = Appraisal(intake, measurement, arms, seed, setting_of(intake, incumbent, today), prior)
     offers = ranked([simulation.with_economics(c) for c in candidates], situation.leaving)
     chosen = choose_offer(offers, situation.leaving)
-    sensitivity = simulation.sensitivity(chosen) if chosen else None
+    best = arms.current or arms.incumbent
+
+    def routes(shared: Drivers, miss: float = 1.0) -> tuple[Route, ...]:
+        """Routes with these draws, where a miss costs so many times what is stated."""
+        quality = intake.quality
+        dearer = {"rejected_answer_usd": quality.rejected_answer_usd * miss if quality.rejected_answer_usd else None}
+        asked = intake.model_copy(update={"quality": quality.model_copy(update=dearer)})
+        return build_routes(Desk(asked, catalogue, prices, today), measurement, best, now, shared, seed=seed)
+
     situation = replace(
         situation,
         offers=offers,
-        routes=build_routes(desk, measurement, arms.current or arms.incumbent, now, simulation.shared, seed=seed),
+        routes=routes(simulation.shared),
         pilot=simulation.pilot(offers, candidates, situation.leaving),
         measuring_usd=_measuring(intake, now.terms),
         curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed),
     )
-    if sensitivity:
-        sensitivity = _with_verdicts(sensitivity, situation)
-        situation = replace(situation, switching=[s.statement for s in sensitivity.switches if s.at is not None])
+    sensitivity = None
+    if chosen:
+        what_if = WhatIf(simulation, situation, chosen, routes)
+        sensitivity = simulation.sensitivity(chosen, (*what_if.switches(), *simulation.overtaken(chosen)))
+        turned = [s.statement for s in sensitivity.switches if s.at is not None]
+        situation = replace(situation, switching=turned, money_at=what_if.money_at)
     decision = decide(situation)
     facts = [catalogue.models(), prices.prices(), dict(tuned_from or {}), dict(unavailable or {})]
     return Report(
@@ -133,30 +144,6 @@ def _parameters_b(desk: Desk, plans: Sequence[Plan]) -> float | None:
     local = next((p for p in plans if p.provider == "local"), None)
     offering = desk.offering_of("local", local.model) if local else None
     return offering.parameters_b if offering else None
-
-
-def _with_verdicts(sensitivity: Sensitivity, situation: Situation) -> Sensitivity:
-    """Each switching value with the verdict beyond it: money that turns round need not turn the decision."""
-    facts = gather_facts(situation)
-    now = verdict_if(facts, {})
-    saves = facts["p_saves"]
-    turned: dict[str, Fact] = {}
-    if isinstance(saves, float):
-        turned = {"p_saves": 0.0 if saves >= 0.5 else 1.0, "p_pays_back": 0.0 if saves >= 0.5 else 1.0}
-    other = verdict_if(facts, turned)
-    switches = tuple(
-        s
-        if s.at is None or s.rival
-        else s.model_copy(update={"verdict": other, "statement": f"{s.statement} {_then(now, other, bool(turned))}"})
-        for s in sensitivity.switches
-    )
-    return sensitivity.model_copy(update={"switches": switches})
-
-
-def _then(now: Verdict, other: Verdict, known: bool) -> str:
-    if not known:
-        return "The decision does not rest on this offer's money."
-    return f"The decision: {VERDICT_WORDS[other]}." if other != now else "The decision stays: it rests on other grounds."
 
 
 def _savings(chosen: Offer | None, offers: Sequence[Offer], verdict: str) -> Savings:

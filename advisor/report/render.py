@@ -33,8 +33,8 @@ SOURCES: Mapping[str, str] = {
 }
 
 SWITCH_BASIS = (
-    "Where one input turns the net present value, all others stand at their median and money is discounted; the requests that pay it back "
-    "(part 2) are of the likely case, undiscounted."
+    "The model was run again over all draws with the one input moved until its median stands at the value named; money is discounted. The "
+    "requests that pay it back (part 2) are of the likely case, undiscounted."
 )
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~])")
