@@ -247,8 +247,9 @@ def advise(
     named = {arm.job for arm in measurement.arms if arm.job} if measurement else set()
     families, notes = _families(loaded, named)
     return decide(
-        intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable, families=families, notes=notes
-    )
+        intake, measurement, plans, today=today or dates.today(), seed=seed, unavailable=unavailable, families=families, notes=notes,
+        spec_file="" if spec is None or spec is loaded else str(spec),
+    )  # fmt: skip
 
 
 def _families(spec: JobSpec | None, jobs: set[str]) -> tuple[Sequence[RunFamily], Sequence[str]]:

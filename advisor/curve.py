@@ -10,6 +10,7 @@ task's own, so they are fitted, never taken from a paper. Few points give an int
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
@@ -62,12 +63,23 @@ class LearningCurve(BaseModel):
     notes: tuple[str, ...] = ()  # runs that were left out, and why
 
 
+def named_spec(path: str) -> str:
+    """A job spec as a command names it: its path, or a word for it where the advisor was given none."""
+    return shlex.quote(path) if path else "YOUR-SPEC.yaml"
+
+
 def learning_curve(
-    intake: Intake, measurement: Measurement | None, training_rows: int | None, families: Sequence[RunFamily] = (), *, seed: int = 0
+    intake: Intake,
+    measurement: Measurement | None,
+    training_rows: int | None,
+    families: Sequence[RunFamily] = (),
+    *,
+    seed: int = 0,
+    spec_file: str = "",
 ) -> LearningCurve | None:
     """The curve through the arms that the decision file names, else through the runs of the ledger; None when there are none.
 
-    Of several families the one with the most measured sizes counts, then the one with the most sizes.
+    ``spec_file`` stands in the commands that it names. Of several families the one with the most measured sizes counts, then the one with the most sizes.
     """
     metric = intake.quality.metric
     arms = [a for a in measurement.arms if metric in a.metrics] if measurement else []
@@ -86,7 +98,7 @@ def learning_curve(
     told = {"provider": family.provider, "notes": family.notes}
     if _sizes(run for run, _ in points) >= MIN_POINTS:
         return _by_quality(intake, measurement, points, training_rows, seed).model_copy(update=told)
-    return _by_loss(family, {run.job for run, _ in points}).model_copy(update=told)
+    return _by_loss(family, {run.job for run, _ in points}, spec_file).model_copy(update=told)
 
 
 def _sizes(runs: Iterable[CurveRun | TrainedRun]) -> int:
@@ -146,12 +158,12 @@ def _by_quality(
     )  # fmt: skip
 
 
-def _by_loss(family: RunFamily, measured: Collection[str]) -> LearningCurve:
+def _by_loss(family: RunFamily, measured: Collection[str], spec_file: str) -> LearningCurve:
     """Fitted to the validation losses, a proxy. The range is over the exponents; a single run's noise is not in it."""
     runs = tuple(CurveRun(arm="", rows=r.rows, quality=None, job=r.job, loss=r.loss, origin=r.origin) for r in family.runs)
     missing = [r.job for r in runs if r.job not in measured]
     how = "Measure them to learn what more rows are worth: " + "; ".join(
-        f"tuneport evaluate SPEC --job {job} --name {job}" for job in missing
+        f"tuneport evaluate {named_spec(spec_file)} --job {job} --name {job}" for job in missing
     )  # fmt: skip
     known = [(r.rows, r.loss) for r in runs if r.loss is not None]
     if len({rows for rows, _ in known}) < MIN_POINTS:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from tuneport.advisor.curve import LearningCurve
+from tuneport.advisor.curve import LearningCurve, named_spec
 from tuneport.advisor.diagnosis import Diagnosis
 from tuneport.advisor.economics import economic_months
 from tuneport.advisor.experiments import Pilot
@@ -72,6 +72,7 @@ class Situation:
     measuring_usd: Range | None = None  # asking today's model once for every row of a suite; None: a price is unknown
     switching: Sequence[str] = field(default=())  # which values of which input would change the decision, or turn the net present value
     money_at: Callable[[str, float], Mapping[str, Fact]] | None = None  # facts of money, were the "baseline" or "tuned" arm of such quality
+    spec_file: str = ""  # path of the job spec, as the user wrote it
 
     @property
     def leaving(self) -> date | None:
@@ -244,14 +245,15 @@ def _dollars(value: Range | None) -> str | None:
 
 
 def _command(situation: Situation) -> str:
-    """What measures today's model; SPEC stands for the job spec, which the advisor does not see."""
+    """What measures today's model."""
+    spec = named_spec(situation.spec_file)
     now, offering = situation.intake.incumbent, situation.incumbent
     provider, asked = shlex.quote(now.provider), shlex.quote(offering.vendor_id if offering and not now.tuned else now.model)
     if not now.tuned:
-        return f"tuneport baseline SPEC -p {provider} -m {asked}"
+        return f"tuneport baseline {spec} -p {provider} -m {asked}"
     if offering and base_of(now.model) == now.model:  # a name of the base: who answers is not known
         asked = "ID-OF-THE-TUNED-MODEL"
-    return f"tuneport evaluate SPEC -p {provider} -m {asked} --name today, and for prompts tuneport baseline SPEC -p PROVIDER"
+    return f"tuneport evaluate {spec} -p {provider} -m {asked} --name today, and for prompts tuneport baseline {spec} -p PROVIDER"
 
 
 def _general(situation: Situation) -> dict[str, Fact]:

@@ -6,7 +6,8 @@ Every interval is two-sided; alpha is 0.05 unless a function takes it. Sources, 
 - Paired difference of proportions: Newcombe, Stat. Med. 17:2635 (1998), method 10 (Wilson limits, squared and added,
   with the continuity-corrected phi coefficient).
 - McNemar: the exact binomial form on the discordant rows.
-- Bootstrap: Efron's percentile interval over rows; both arms are resampled together.
+- Bootstrap: Efron's percentile interval over rows; both arms are resampled together. Where every resample is alike it has no width:
+  then Wilson's bound on the share of rows that would differ although none of n does (``without_spread``).
 - Clusters (rows of one document, conversation or prompt): the sandwich estimator of a mean with the correction G / (G - 1),
   and t with G - 1 degrees of freedom, for G clusters (Liang and Zeger, Biometrika 73:13, 1986; Miller, arXiv 2411.00640).
 - Cohen's kappa: the large-sample variance of Fleiss, Cohen and Everitt, Psychol. Bull. 72:323 (1969).
@@ -17,6 +18,7 @@ Every interval is two-sided; alpha is 0.05 unless a function takes it. Sources, 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import TypeVar
@@ -45,6 +47,12 @@ def wilson(successes: int, n: int, *, alpha: float = ALPHA) -> Estimate:
         raise UsageError(f"{successes} successes of {n} rows is no proportion", fix="give 0 <= successes <= n and at least 1 row")
     low, high = _wilson_limits(successes, n, alpha)
     return Estimate(value=successes / n, low=low, high=high, n=n, method="Wilson")
+
+
+def without_spread(value: float, n: int, *, lowest: float = 0.0, highest: float = 1.0, alpha: float = ALPHA) -> tuple[float, float]:
+    """The interval of a score that n rows show without any spread: up to Wilson's bound of them could lie at either end."""
+    _, unseen = _wilson_limits(0, n, alpha)
+    return value + unseen * (lowest - value), value + unseen * (highest - value)
 
 
 def mean_interval(scores: Sequence[float], *, alpha: float = ALPHA) -> Estimate:
@@ -84,13 +92,13 @@ def clustered_difference(
     """Mean of challenger minus mean of baseline over the same rows, where rows of one cluster hang together: (interval, p-value).
 
     With one cluster nothing is known: the interval is -1..1 and p is 1. The same holds where no spread is left between clusters
-    but a difference is.
+    but a difference is; where none is, up to Wilson's bound of the clusters could still differ.
     """
     n = _paired_rows(baseline, challenger)
     mean, half, groups, p_value = _clustered([after - before for before, after in zip(baseline, challenger, strict=True)], clusters, alpha)
     method = f"cluster-robust t on differences ({groups} clusters)"
     if half == 0:
-        reach = 1.0 if groups == 1 or mean else 0.0
+        reach = 1.0 if groups == 1 or mean else without_spread(0.0, groups, lowest=-1.0, alpha=alpha)[1]
         return Estimate(value=mean, low=min(mean, -reach), high=max(mean, reach), n=n, method=f"{method}; no spread between them"), 1.0
     return Estimate(value=mean, low=max(-1.0, mean - half), high=min(1.0, mean + half), n=n, method=method), p_value
 
@@ -177,7 +185,8 @@ def bootstrap_mean_difference(
     n = _paired_rows(baseline, challenger)
     values, counts = np.unique(np.asarray(challenger, dtype=float) - np.asarray(baseline, dtype=float), return_counts=True)
     draws = np.concatenate([(chunk @ values) / n for chunk in _resampled(counts, n, resamples, seed)])
-    return _percentiles(float(values @ counts) / n, draws, n=n, seed=seed, alpha=alpha, flat=len(values) == 1)
+    tells = n if len(values) == 1 else None
+    return _percentiles(float(values @ counts) / n, draws, n=n, seed=seed, alpha=alpha, flat=tells, lowest=-1.0)
 
 
 def macro_f1(expected: Sequence[_T], predicted: Sequence[_T | None]) -> float:
@@ -255,7 +264,7 @@ def bootstrap_macro_f1_difference(
     """Challenger's macro-F1 minus the baseline's on the same rows, by a paired bootstrap over rows or clusters: (interval, p-value).
 
     The p-value is twice the share of resamples on the other side of 0, the sample itself counted as one of them, so that it never falls
-    below 2 / (resamples + 1) (Davison and Hinkley, Bootstrap Methods, 1997, 4.2).
+    below 2 / (resamples + 1) (Davison and Hinkley, Bootstrap Methods, 1997, 4.2). Where every resample is alike it is that of a sign test.
     """
     n = _paired_rows(expected, baseline)
     _paired_rows(expected, challenger)
@@ -268,7 +277,10 @@ def bootstrap_macro_f1_difference(
     weights_of = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
     draws = np.concatenate([difference(chunk) for chunk in weights_of])
     value = float(difference(counts[None, :])[0])
-    found = _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    flat = _telling_rows(expected, clusters) if np.ptp(draws) == 0 else None
+    found = _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=flat, clusters=clusters, lowest=-1.0)
+    if flat is not None:
+        return found, min(1.0, 2 * 0.5**flat) if value else 1.0
     beyond = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return found, min(1.0, 2 * beyond / (len(draws) + 1))
 
@@ -386,15 +398,24 @@ def _resampled_cells(
 
 
 def _percentiles(
-    value: float, draws: NDArray[np.float64], *, n: int, seed: int, alpha: float, flat: bool, clusters: Sequence[Hashable] = ()
-) -> Estimate:
+    value: float, draws: NDArray[np.float64], *, n: int, seed: int, alpha: float, flat: int | None, clusters: Sequence[Hashable] = (),
+    lowest: float = 0.0,
+) -> Estimate:  # fmt: skip
+    """``flat``: every resample is alike, and so many rows say so."""
     low, high = (float(q) for q in np.quantile(draws, [alpha / 2, 1 - alpha / 2]))
     over = f" of {len(set(clusters))} clusters" if clusters else ""
     method = f"bootstrap ({len(draws):,} resamples{over}, seed {seed})"
-    if flat:
-        method += "; no spread in the sample, so the width is understated"
+    if flat is not None:
+        low, high = without_spread(value, flat, lowest=lowest, alpha=alpha)
+        method = f"Wilson on {flat} {'row' if flat == 1 else 'rows'} that tell (no spread in the sample)"
     # Macro-F1 is biased under resampling; the interval is stretched to hold the estimate rather than contradict it.
     return Estimate(value=value, low=min(low, value), high=max(high, value), n=n, method=method)
+
+
+def _telling_rows(expected: Sequence[_T], clusters: Sequence[Hashable]) -> int:
+    """As many rows of even labels tell as much of a mean over labels: labels times the harmonic mean of their rows; at most the clusters."""
+    counts = np.array(list(Counter(expected).values()), dtype=float)
+    return max(1, min(round(len(counts) ** 2 / float((1 / counts).sum())), len(set(clusters)) or len(expected)))
 
 
 def _cells(
@@ -433,7 +454,8 @@ def _bootstrap_f1(
     weights = _resampled_cells(counts, index, clusters, n, resamples, seed, width=labels)
     draws = np.concatenate([score(cells, chunk, labels) for chunk in weights])
     value = float(score(cells, counts[None, :], labels)[0])
-    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=bool(np.ptp(draws) == 0), clusters=clusters)
+    flat = None if np.ptp(draws) else _telling_rows(expected, clusters) if score is _macro_f1 else len(set(clusters)) or n
+    return _percentiles(value, draws, n=n, seed=seed, alpha=alpha, flat=flat, clusters=clusters)
 
 
 def _macro_f1(cells: NDArray[np.int64], weights: NDArray[np.int64], labels: int) -> NDArray[np.float64]:

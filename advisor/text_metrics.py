@@ -109,6 +109,8 @@ def corpus_score(name: str, expected: Sequence[str], answers: Sequence[str], see
     """BLEU or chrF2 of all rows together, as a share, with sacrebleu's bootstrap interval over rows."""
     import numpy as np  # noqa: PLC0415
 
+    from tuneport.advisor.statistics import without_spread  # noqa: PLC0415
+
     scorer = _sacrebleu(name, sentence=False)
     pairs = [(e[:MAX_CHARS], a[:MAX_CHARS]) for e, a in zip(expected, answers, strict=True)]
     value = _percent(scorer.corpus_score([a for _, a in pairs], [[e for e, _ in pairs]]).score)
@@ -120,6 +122,9 @@ def corpus_score(name: str, expected: Sequence[str], answers: Sequence[str], see
     ]
     low, high = (float(q) for q in np.quantile(draws, [0.025, 0.975]))
     method = f"bootstrap ({RESAMPLES:,} resamples, seed {seed})"
+    if low == high:
+        low, high = without_spread(value, len(pairs))
+        method = "Wilson (no spread in the sample)"
     return Estimate(value=value, low=min(low, value), high=max(high, value), n=len(pairs), method=method)
 
 

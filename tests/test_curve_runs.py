@@ -122,7 +122,7 @@ def test_validation_loss_is_a_proxy_that_buys_nothing_and_is_never_mixed_with_qu
     assert 0 < curve.gain.low <= curve.gain.value <= curve.gain.high
     assert curve.gain.value == pytest.approx(0.025, abs=0.002)  # 1.0 + 0.2 * (n / 100) ** -1: the fall from 400 to 800 rows
     assert curve.more_is_worth is None
-    assert "tuneport evaluate SPEC --job j-50" in curve.says
+    assert "tuneport evaluate YOUR-SPEC.yaml --job j-50" in curve.says
     assert "--job j-25" not in curve.says
     assert "proxy" in curve.says
 

@@ -355,5 +355,7 @@ def test_words_of_the_report_agree_and_stay_apart() -> None:
     assert "; tuneport 0" in text and ", python 3" in text and not re.search(r",python|grade \w+\(", text)
     assert '<a href="#decision">1 Decision</a>' in html
     step = report.decision.next_steps[0]
-    assert "tuneport baseline SPEC -p openai -m gpt-4.1-mini-2025-04-14" in step
+    assert "tuneport baseline YOUR-SPEC.yaml -p openai -m gpt-4.1-mini-2025-04-14" in step
+    named = advise(report.intake, None, [plan()], today=TODAY, spec_file="my jobs/tickets.yaml")
+    assert "tuneport baseline 'my jobs/tickets.yaml' -p openai" in named.decision.next_steps[0]
     assert "step above" not in " ".join(report.decision.would_change)

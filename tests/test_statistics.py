@@ -19,6 +19,8 @@ from tuneport.advisor.statistics import (
     bootstrap_macro_f1,
     bootstrap_macro_f1_difference,
     bootstrap_mean_difference,
+    bootstrap_micro_f1,
+    clustered_difference,
     detectable_difference,
     holm,
     macro_f1,
@@ -183,9 +185,24 @@ def test_bootstrap_is_seeded_and_independent_of_row_order() -> None:
     assert once != bootstrap_mean_difference(before, after, seed=8)
 
 
-def test_bootstrap_without_spread_says_so() -> None:
-    assert "understated" in bootstrap_macro_f1(["a", "b"] * 5, ["a", "b"] * 5).method
-    assert "understated" in bootstrap_mean_difference([0.5] * 4, [0.5] * 4).method
+def test_no_interval_without_width_comes_from_rows_without_spread() -> None:
+    """What a handful of equal rows shows is what Wilson says of them; arms that agree on few rows are not shown to be equal."""
+    labels, wrong = ["a", "b"] * 5, ["b", "a"] * 5
+    none, every = bootstrap_macro_f1(labels, wrong), bootstrap_macro_f1(labels, labels)
+    assert (none.low, none.high) == pytest.approx((0, wilson(0, 10).high))
+    assert (every.low, every.high) == pytest.approx((wilson(10, 10).low, 1))
+    assert "no spread" in none.method
+    uneven = bootstrap_macro_f1(["a"] * 99 + ["b"], ["b"] * 99 + ["a"])
+    assert uneven.high == pytest.approx(wilson(0, 4).high)  # the one row of b is half of the score
+    assert bootstrap_micro_f1(labels, wrong).high == pytest.approx(wilson(0, 10).high)
+    assert bootstrap_macro_f1(labels, wrong, clusters=[0] * 5 + [1] * 5).high == pytest.approx(wilson(0, 2).high)
+    alike, (same, p_same) = bootstrap_mean_difference([0.5] * 4, [0.5] * 4), bootstrap_macro_f1_difference(labels, wrong, wrong)
+    assert (alike.low, alike.high) == pytest.approx((-wilson(0, 4).high, wilson(0, 4).high))
+    assert (same.low, same.high, p_same) == pytest.approx((-wilson(0, 10).high, wilson(0, 10).high, 1.0))
+    better, p_better = bootstrap_macro_f1_difference(["a", "b"], ["b", "a"], ["a", "b"])
+    assert better.value == 1 and better.low < 0 and p_better == 0.5  # two rows show no gain
+    level, _ = clustered_difference([0.5] * 6, [0.5] * 6, [0, 0, 1, 1, 2, 2])
+    assert (level.low, level.high) == pytest.approx((-wilson(0, 3).high, wilson(0, 3).high))
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,7 @@ def build_report(
     unavailable: Mapping[str, str] | None = None,
     families: Sequence[RunFamily] = (),
     notes: Sequence[str] = (),
+    spec_file: str = "",
     catalogue: Catalogue | None = None,
     prices: PriceBook | None = None,
 ) -> Report:
@@ -67,8 +68,9 @@ def build_report(
         intake, plans, catalogue, prices, today=today, baseline=arms.today, tuned=arms.tuned, tuned_from=tuned_from
     )
     situation = Situation(
-        intake, measurement, arms, (), diagnose(intake, tuple(plans)), today, plans, incumbent, _parameters_b(desk, plans)
-    )
+        intake, measurement, arms, (), diagnose(intake, tuple(plans)), today, plans, incumbent, _parameters_b(desk, plans),
+        spec_file=spec_file,
+    )  # fmt: skip
     prior = prior_for(measurement.task if measurement else None, situation.training_rows)
     simulation = Appraisal(intake, measurement, arms, seed, setting_of(intake, incumbent, today), prior)
     offers = ranked([simulation.with_economics(c) for c in candidates], situation.leaving)
@@ -88,7 +90,7 @@ def build_report(
         routes=routes(simulation.shared),
         pilot=simulation.pilot(offers, candidates, situation.leaving),
         measuring_usd=_measuring(intake, now.terms),
-        curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed),
+        curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed, spec_file=spec_file),
     )
     sensitivity = None
     if chosen:
