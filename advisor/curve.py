@@ -79,7 +79,8 @@ def learning_curve(
 ) -> LearningCurve | None:
     """The curve through the arms that the decision file names, else through the runs of the ledger; None when there are none.
 
-    ``spec_file`` stands in the commands that it names. Of several families the one with the most measured sizes counts, then the one with the most sizes.
+    ``spec_file`` stands in the commands that it names.
+    Of several families the one with the most measured sizes counts, then the one with the most sizes.
     """
     metric = intake.quality.metric
     arms = [a for a in measurement.arms if metric in a.metrics] if measurement else []

@@ -413,7 +413,7 @@ def _percentiles(
 
 
 def _telling_rows(expected: Sequence[_T], clusters: Sequence[Hashable]) -> int:
-    """As many rows of even labels tell as much of a mean over labels: labels times the harmonic mean of their rows; at most the clusters."""
+    """As many rows tell as much of a mean over even labels: labels times the harmonic mean of their rows, at most the clusters."""
     counts = np.array(list(Counter(expected).values()), dtype=float)
     return max(1, min(round(len(counts) ** 2 / float((1 / counts).sum())), len(set(clusters)) or len(expected)))
 

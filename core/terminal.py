@@ -168,6 +168,20 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         yield show
 
 
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on stderr what is being waited for: beside a spinner on a terminal, as one line elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        with console.status(escape(what)):
+            yield
+    else:
+        console.print(escape(what), highlight=False, soft_wrap=True)
+        yield
+
+
 def read_schema(path: Path | None) -> Mapping[str, Any] | None:
     """A JSON Schema from a file. Raises UsageError when there is none in it."""
     if path is None:

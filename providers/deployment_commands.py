@@ -171,16 +171,24 @@ def chat(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Most tokens of the answer.")] = 256,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a job's tuned model a question."""
+    """Ask a job's tuned model a question.
+
+    An answer that reaches --max-tokens is cut there, and the command says so.
+    """
     text = question if question is not None else sys.stdin.read().strip()
     if not text:
         raise UsageError("there is no question", fix='write it behind the job: tuneport chat JOB "..."')
     messages = [*([{"role": "system", "content": system}] if system else []), {"role": "user", "content": text}]
-    reply = find_job(job).model.chat(messages, max_tokens=max_tokens)
+    handle = find_job(job)
+    with terminal.waiting(f"asking {handle.id} at {handle.provider} for at most {max_tokens} tokens (--max-tokens)"):
+        reply = handle.model.chat(messages, max_tokens=max_tokens)
     if as_json:
         terminal.print_json(terminal.plain(reply))
     else:
         print(reply.text)
+    if reply.completion_tokens is not None and reply.completion_tokens >= max_tokens:
+        more = f"ask again with --max-tokens {2 * max_tokens} for more"
+        typer.echo(f"the answer reached the limit of {max_tokens} tokens and may be cut short; {more}", err=True)
 
 
 def serve(

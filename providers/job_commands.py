@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,6 +114,9 @@ def jobs(
         submitted = f"{r.created_at:%Y-%m-%d %H:%M}"
         listing.add_row(r.id, r.provider, r.model, r.method, _state(job), estimate, billed, submitted, r.tuned_model or "–")
     terminal.console().print(listing)
+    if any(not job.state.terminal for job in found):
+        told = "states are as last seen; ask again with tuneport status JOB, or follow all with tuneport watch --all"
+        terminal.console().print(f"[dim]{told}[/]", highlight=False)
 
 
 def _show_account(name: str, limit: int, as_json: bool) -> None:
@@ -353,4 +357,7 @@ def _state(job: Job) -> Any:
     raw = f" ({job.raw_state})" if job.state == "unknown" else ""
     if job.state == "queued" and job.message.startswith("place "):
         raw = f": {job.message}"
-    return Text(f"{job.state}{raw}", colours.get(str(job.state), ""))
+    shown = Text(f"{job.state}{raw}", colours.get(str(job.state), ""))
+    if not job.state.terminal:
+        shown.append(f"\n{job.record.seen(datetime.now(UTC))}", "dim")
+    return shown

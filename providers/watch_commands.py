@@ -19,6 +19,7 @@ from tuneport.providers.job_commands import find_job
 if TYPE_CHECKING:
     from tuneport.core.engine import Engine, Job
     from tuneport.core.jobs import Update
+    from tuneport.core.ledger import JobRecord
 
 _QUIET_S = 20.0
 """Seconds between two lines on how far a job is, where there is no terminal for a bar."""
@@ -64,7 +65,7 @@ def follow_job(job: Job) -> None:
     percent, metric = TextColumn("{task.percentage:>3.0f} %"), TextColumn("[cyan]{task.fields[metrics]}")
     state = TextColumn("{task.fields[state]}")
     columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn(), metric)
-    last, told = "", monotonic()
+    last, told = ("", ""), monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(job.id, total=1.0, state=str(job.state), metrics="")
 
@@ -79,8 +80,8 @@ def follow_job(job: Job) -> None:
                         told = monotonic()
                         console.print(f"[dim]{event.at:%H:%M:%S}[/] {job.id} {escape(event.message)}  {shown}", highlight=False)
             bar.update(task, completed=record.progress or 0.0, state=f"{record.state} {record.freshness(datetime.now(UTC))}".strip())
-            if record.state != last:
-                last = record.state
+            if (now := _standing(record)) != last:
+                last = now
                 message = f": {escape(record.message)}" if record.message else ""
                 console.print(f"[dim]{record.updated_at:%H:%M:%S}[/] {job.id} {record.state}{message}", highlight=False)
 
@@ -88,12 +89,17 @@ def follow_job(job: Job) -> None:
     console.print(f"[green]✓[/] {job.id} {job.state}: call it as [bold]{escape(job.tuned_model or '')}[/]", highlight=False)
 
 
+def _standing(record: JobRecord) -> tuple[str, str]:
+    """What is told when it changes: the state, and of a queued job its place in the line."""
+    return str(record.state), record.message if record.state is JobState.QUEUED else ""
+
+
 def _follow_many(engine: Engine, jobs: list[Job]) -> None:
     """A line for each change, and on a terminal a bar of how many have ended."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = terminal.console()
-    states = {job.id: str(job.state) for job in jobs}
+    states = {job.id: _standing(job.record) for job in jobs}
     ended = {job.id for job in jobs if job.state.terminal}
     columns = (TextColumn("jobs ended"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -107,8 +113,8 @@ def _follow_many(engine: Engine, jobs: list[Job]) -> None:
             said = f": {escape(record.message)}" if record.message else ""
             if update.error is not None:
                 said += f" [yellow]({escape(record.freshness(datetime.now(UTC)))})[/]"
-            if str(record.state) != states[record.id]:
-                states[record.id] = str(record.state)
+            if (now := _standing(record)) != states[record.id]:
+                states[record.id] = now
                 at = f"[dim]{record.updated_at:%H:%M:%S}[/]"
                 console.print(f"{at} {record.id} {record.provider} {record.state}{said}", highlight=False)
 

@@ -18,6 +18,7 @@ from tuneport.core.catalogue import Lifetime, Offering, catalogue_schema, closed
 from tuneport.core.errors import CatalogueError
 from tuneport.core.sources import GRADES, Source, staleness
 from tuneport.core.spec import JobSpec
+from tuneport.local_backend.support import local_facts
 
 TODAY = date(2026, 11, 22)
 
@@ -250,3 +251,10 @@ def test_the_schema_is_a_schema() -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["additionalProperties"] is False
     jsonschema.validate(_as_json(files("tuneport.core.facts").joinpath("models.yaml").read_text()), schema)
+
+
+def test_models_of_this_machine_are_tuned_as_the_local_backend_tunes() -> None:
+    facts = local_facts()
+    for offering in load_catalogue().models():
+        if offering.provider == "local":
+            assert (offering.methods, offering.tunings) == (frozenset(facts["methods"]), frozenset(facts["tunings"])), offering.model

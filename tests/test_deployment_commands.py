@@ -67,8 +67,11 @@ def test_from_deploy_to_delete(bench: Bench, run: Run) -> None:
     assert code == 0 and record.id in shown and "ready" in shown and "all together" in shown
     (listed,) = json.loads(run("deployments", "--json")[1])
     assert listed["usd_per_hour"] == [5.49, 5.49] and listed["cost_usd"][1] > 0 and listed["job"] == job.id
-    code, shown, _ = run("chat", job.id, "where is my card?")
+    code, shown, said = run("chat", job.id, "where is my card?")
     assert code == 0 and "where is my card?" in shown
+    assert "for at most 256 tokens" in said and "cut short" not in said
+    code, shown, said = run("chat", job.id, "where is my card?", "--max-tokens", "1")
+    assert code == 0 and "reached the limit of 1 tokens and may be cut short; ask again with --max-tokens 2" in said
     bench.provider.deployments().create(bench.ledger.deployments.plan(record.id), "by-hand")
     code, shown, said = run("deployments", "--at", "together")
     assert code == 0 and shown.count("projects/proj-acme/") == 2 and record.id in shown and " no" in shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,28 @@ def test_an_export_goes_into_a_folder_named_by_the_job(
     assert shown.out.split() == [f"{job.id}/adapter.safetensors"] * 2 and f"into the folder {job.id}" in shown.err
     job_commands.export(job.id, Path("weights"))
     assert (tmp_path / "weights" / "adapter.safetensors").is_file()
+
+
+def test_a_listing_says_how_old_a_state_is_and_watch_tells_each_place_in_a_line(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    job = bench.submit()
+
+    def at(state: JobState, message: str = "") -> RemoteJob:
+        return RemoteJob(ref=job.ref or "", state=state, raw_state=str(state), message=message, tuned_model="tuned-1")
+
+    job_commands.jobs(limit=5)
+    assert re.search(r"seen \d+ \w+ ago", capsys.readouterr().out)
+    bench.ledger.observe(job.id, at(JobState.QUEUED, "place 3 in line for cuda:0, behind j-1 and j-2"))
+    job_commands.jobs(limit=5)
+    shown = capsys.readouterr().out
+    assert "queued: place 3 in line" in shown and re.search(r"seen \d+ \w+ ago", shown) and "tuneport status JOB" in shown
+    lines = [at(JobState.QUEUED, f"place {k} in line") for k in (3, 2, 2, 1)]
+    told = iter([*lines, at(JobState.RUNNING), at(JobState.SUCCEEDED)])
+    monkeypatch.setattr(bench.provider, "poll", lambda _ref: next(told))
+    watch_commands.watch([job.id])
+    shown = capsys.readouterr().out
+    assert [shown.count(f"queued: place {k} in line") for k in (3, 2, 1)] == [1, 1, 1]
+    job_commands.jobs(limit=5)
+    assert "seen" not in capsys.readouterr().out

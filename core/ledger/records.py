@@ -84,6 +84,10 @@ class JobRecord:
         """
         return "" if self.state.terminal else _freshness(self.last_seen_at, self.read_error, now)
 
+    def seen(self, now: datetime) -> str:
+        """How old the state is, e.g. ``seen 4 min ago``."""
+        return _seen(self.last_seen_at, now)
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
@@ -182,8 +186,11 @@ def _range(low: float | None, high: float | None) -> Range | None:
 def _freshness(last_seen_at: datetime | None, read_error: str | None, now: datetime) -> str:
     if read_error is None:
         return ""
-    seen = f"seen {_ago((now - last_seen_at).total_seconds())} ago" if last_seen_at else "never seen"
-    return f"{seen}, {read_error}"
+    return f"{_seen(last_seen_at, now)}, {read_error}"
+
+
+def _seen(at: datetime | None, now: datetime) -> str:
+    return f"seen {_ago((now - at).total_seconds())} ago" if at else "never seen"
 
 
 def _ago(seconds: float) -> str:
