@@ -55,8 +55,12 @@ class _Tokenised(Planned):
     def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:  # of DPOTrainer and KTOTrainer
         return dataset
 
-    def tokenize_row(self, row: dict[str, Any], model: Any = None) -> dict[str, Any]:  # noqa: ARG002 - of ORPOTrainer and CPOTrainer
-        """A pair in the columns of TRL's experimental trainers; labels stand on the answers."""
+    @staticmethod
+    def tokenize_row(row: dict[str, Any]) -> dict[str, Any]:  # of ORPOTrainer and CPOTrainer
+        """A pair in the columns of TRL's experimental trainers; labels stand on the answers.
+
+        Bound to no trainer: datasets pickles what it maps with, for a fingerprint, and a trainer would bring the whole model.
+        """
         columns: dict[str, Any] = {"prompt_input_ids": row["prompt_ids"], "prompt_attention_mask": [1] * len(row["prompt_ids"])}
         for answer in ("chosen", "rejected"):
             ids = row["prompt_ids"] + row[f"{answer}_ids"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -71,6 +72,7 @@ def work(path: str, at: Moment | None, what: What, packed: bool) -> None:
     """
     from tuneport.local_backend import best, card, story, train, trainer
 
+    gc.freeze()  # as ``libraries.loading`` does in a worker
     job, met = JobDir(Path(path)), 0
 
     def met_at(moment: Moment) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -90,6 +91,22 @@ def test_a_new_ledger_has_the_schema_of_the_code(empty: str) -> None:
     ledger = Ledger.open(empty)
     assert schema(ledger.database) == SCHEMA
     ledger.close()
+
+
+def test_a_new_sqlite_ledger_is_what_the_migrations_make(tmp_path: Path) -> None:
+    """When it fails: write ``core/ledger/schema.sql`` anew from the statements of the migrated file."""
+
+    def stored(name: str) -> tuple[set[str], list[Any]]:
+        with closing(sqlite3.connect(tmp_path / name)) as file:
+            statements = {" ".join(sql.split()) for (sql,) in file.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+            return statements, [file.execute(f"PRAGMA {what}").fetchall() for what in ("journal_mode", "user_version")] + [
+                file.execute("SELECT * FROM alembic_version").fetchall()
+            ]
+
+    at_revision(str(tmp_path / "migrated.db"), "0001").close()
+    for name in ("migrated.db", "new.db"):
+        Ledger.open(tmp_path / name).close()
+    assert stored("new.db") == stored("migrated.db")
 
 
 def at_revision(where: str, revision: str) -> Database:

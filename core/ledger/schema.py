@@ -1,7 +1,11 @@
-"""Brings the schema of a ledger up to date, by alembic. ``migrations/versions`` holds the schema and every step to it."""
+"""Brings the schema of a ledger up to date, by alembic. ``migrations/versions`` holds the schema and every step to it.
+
+``schema.sql`` is what they end in, for a new SQLite file: loading alembic and SQLAlchemy takes longer than a command on the ledger may.
+"""
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from tuneport.core.errors import LedgerError
@@ -9,8 +13,11 @@ from tuneport.core.ledger.database import Database
 from tuneport.core.ledger.locks import Locks
 
 SCRIPTS = Path(__file__).parent / "migrations"
+NEWEST = Path(__file__).parent / "schema.sql"
 HEAD = "0004"
 """The newest revision in ``migrations/versions``. A constant, so that an up-to-date ledger opens without alembic."""
+_KEPT_LOG = "PRAGMA journal_mode=WAL"
+"""Stays with the file; readers never block the writer."""
 
 
 def upgrade(database: Database, locks: Locks, *, scripts: Path = SCRIPTS, head: str = HEAD) -> None:
@@ -21,7 +28,10 @@ def upgrade(database: Database, locks: Locks, *, scripts: Path = SCRIPTS, head: 
         found = _revision(database)
         if found != head:
             with database.faults():
-                _migrate(database, found, scripts, head)
+                if found is None and database.dialect == "sqlite" and (scripts, head) == (SCRIPTS, HEAD):
+                    _create(database)
+                else:
+                    _migrate(database, found, scripts, head)
 
 
 def _revision(database: Database) -> str | None:
@@ -33,8 +43,17 @@ def _revision(database: Database) -> str | None:
         return str(found[0][0]) if found else None
 
 
+def _create(database: Database) -> None:
+    with closing(database.connect()) as raw:
+        raw.execute(_KEPT_LOG)
+        raw.execute(database.begin_write)
+        for statement in NEWEST.read_text(encoding="utf-8").split(";\n"):
+            raw.execute(statement)
+        raw.execute("COMMIT")
+
+
 def _migrate(database: Database, found: str | None, scripts: Path, head: str) -> None:
-    # A new or an old ledger alone pays for loading these.
+    # An old ledger, or a new one in PostgreSQL, alone pays for loading these.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
@@ -55,7 +74,7 @@ def _migrate(database: Database, found: str | None, scripts: Path, head: str) ->
     engine = create_engine(f"{database.dialect}://", creator=lambda: raw, poolclass=StaticPool)
     try:
         if sqlite:  # both must be said outside a transaction
-            raw.execute("PRAGMA journal_mode=WAL")  # stays with the file; readers never block the writer
+            raw.execute(_KEPT_LOG)
             raw.execute("PRAGMA foreign_keys=OFF")  # a table that is rebuilt is dropped for a moment
         with engine.connect() as connection, connection.begin():
             raw.execute(database.begin_write)  # neither driver begins by itself
