@@ -19,7 +19,7 @@ from typing import Any
 
 from tuneport.core.errors import ProviderError, TuneportError
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.jobdir import JobDir, holds_model
+from tuneport.local_backend.jobdir import JobDir, disk_full, holds_model
 from tuneport.local_backend.models import (
     base_of,
     check_base,
@@ -40,6 +40,8 @@ PROBE = (
     'def total(rows):\n    return sum(row["price"] for row in rows)\n'
 )
 """Text on which merged and unmerged weights are compared."""
+SCRATCH = ".export."
+"""Begins the name of the folder in which an export is made; the process follows."""
 NOTES = ("README.md", "resolved_config.json")
 """What tells of the tuning, and holds for every form of the result."""
 LOST = 0.1
@@ -74,7 +76,12 @@ def export(
     made: list[Path] = []
     notes: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=".export.") as scratch:
+    for left in out.glob(f"{SCRATCH}*"):
+        try:
+            os.kill(int(left.name.split(".")[2]), 0)
+        except ProcessLookupError:  # it was killed
+            remove_tree(left)
+    with tempfile.TemporaryDirectory(dir=out, prefix=f"{SCRATCH}{os.getpid()}.") as scratch:
         whole, agreement = adapter, None
         if not holds_model(adapter):
             whole = Path(scratch) / "merged"
@@ -211,6 +218,12 @@ def main(arguments: list[str]) -> int:
         except TuneportError as error:
             out.write(json.dumps({"fault": error.what, "kind": type(error).__name__, "fix": error.fix}) + "\n")
             return error.exit_code
+        except Exception as error:
+            if not disk_full(error):
+                raise
+            fix = "free it, then export again: nothing half-written is kept"
+            out.write(json.dumps({"fault": f"the disk that holds {settings['out']} is full", "kind": "ProviderError", "fix": fix}) + "\n")
+            return ProviderError.exit_code
         out.write(json.dumps({"files": [str(path) for path in made], "notes": notes}) + "\n")
     return 0
 

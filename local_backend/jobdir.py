@@ -36,6 +36,7 @@ COMPLETE = "COMPLETE"
 """Marker inside a checkpoint folder; a checkpoint without it was cut off and is not used."""
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 _MODEL_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing file", "unexpected pos")
 _LOCK_TRIES, _LOCK_PAUSE = 10, 0.02
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -80,6 +81,11 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace a JSON file in one step."""
     write_atomically(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+
+
+def disk_full(error: Exception) -> bool:
+    """Is there no room left, as the system, safetensors or PyTorch (twice) say it?"""
+    return any(sign in str(error) for sign in _DISK_FULL)
 
 
 def holds_adapter(folder: Path) -> bool:

@@ -72,11 +72,18 @@ class ServerConfig(BaseModel):
     idle_s: float | None = None  # ends by itself after so long without a request
 
 
-class _Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
+def _told(given: Any) -> Any:
+    """What is null was not said: clients send whole objects."""
+    return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
-    role: str
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    role: Literal["system", "developer", "user", "assistant"]
     content: Any = None
+
+    _plain = model_validator(mode="before")(_told)
 
 
 class _StreamOptions(BaseModel):
@@ -106,10 +113,8 @@ class ChatBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        told = {name: value for name, value in given.items() if value is not None}
-        return told | ({"stop": [told["stop"]]} if isinstance(told.get("stop"), str) else {})
+        told = _told(given)
+        return told | {"stop": [told["stop"]]} if isinstance(told, dict) and isinstance(told.get("stop"), str) else told
 
 
 class Refused(Exception):

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tuneport.core.errors import DataError, ProviderError, TuneportError, UsageError
 from tuneport.core.secrets import redact
 from tuneport.local_backend.config import TrainConfig
-from tuneport.local_backend.jobdir import JobDir, WorkerState
+from tuneport.local_backend.jobdir import JobDir, WorkerState, disk_full
 from tuneport.local_backend.libraries import loading, not_needed
 from tuneport.local_backend.models import (
     base_fingerprint,
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
 
 STATE_PAUSE = 0.5
 """Seconds between two writes of the state at least, so that fast steps do not wait for the disk."""
-DISK_FULL = ("No space left on device", "os error 28", "PytorchStreamWriter failed writing file", "unexpected pos")
-"""How the system, safetensors and PyTorch (twice) say it."""
 
 
 class _Stopped(BaseException):
@@ -334,7 +332,7 @@ class Worker:
                 "out of memory; raise training.gradient_accumulation (smaller micro-batches, same result), shorten the rows, "
                 "lower tuning.rank, or choose a smaller model"
             )
-        if any(sign in text for sign in DISK_FULL):  # safetensors and torch have errors of their own for it
+        if disk_full(error):
             return f"the disk is full ({self.job.path}); free it, then resume: nothing half-written is kept"
         if isinstance(error, OSError) and error.errno is not None:
             return f"{error.strerror or text} ({error.filename or self.job.path}); free the disk or mend the permission, then resume"

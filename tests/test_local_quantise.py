@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,35 @@ def test_int8_weights_answer_as_the_tuned_model_does(job: JobDir, tmp_path: Path
     texts = [reply["text"] for reply in replies(answering, ASKED)]
     assert texts == [reply["text"] for reply in replies(LocalProvider().answering(f"local:{job.path}"), ASKED)]
     assert all(text.startswith("it is ") for text in texts)
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_what_a_killed_export_left_goes(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import PreTrainedModel
+
+    from tuneport.local_backend.export import main
+
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    out = tmp_path / "out"
+    left, at_work = out / ".export.99999999.abc", out / f".export.{os.getpid()}.abc"  # no system has so many processes
+    for folder in (left, at_work):
+        (folder / "merged").mkdir(parents=True)
+    asked = {"adapter": str(model), "out": str(out), "merge": False, "quantize": "int8"}
+    asked |= {"gguf": None, "job": None, "trust_remote_code": False}
+    (tmp_path / "settings.json").write_text(json.dumps(asked))
+    before = os.dup(1)
+    try:
+        assert main([str(tmp_path / "settings.json")]) == ProviderError.exit_code
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    reply = json.loads(capfd.readouterr().out)
+    assert reply["fault"] == f"the disk that holds {out} is full" and "nothing half-written" in reply["fix"]
+    assert list(out.iterdir()) == [at_work]
 
 
 def test_a_fully_tuned_model_is_rounded_too_and_only_what_was_asked_for_is_written(model: Path, tmp_path: Path) -> None:

@@ -113,6 +113,12 @@ def test_a_stream_holds_the_same_text_as_the_whole_answer(client: openai.OpenAI)
     assert client.chat.completions.create(**settings).choices[0].message.content == whole.choices[0].message.content  # by the seed
 
 
+def test_an_answer_goes_back_into_the_conversation_as_the_client_holds_it(client: openai.OpenAI) -> None:
+    said = client.chat.completions.create(model="one", messages=ASK, max_tokens=4, temperature=0).choices[0].message
+    history: Any = [*ASK, said.model_dump(), {"role": "user", "content": [{"type": "text", "text": "more"}], "name": None}]
+    assert client.chat.completions.create(model="one", messages=history, max_tokens=4).usage is not None
+
+
 def test_a_stop_string_ends_the_answer_before_itself(client: openai.OpenAI) -> None:
     settings: Any = {"model": "one", "messages": ASK, "max_tokens": 24, "temperature": 0}
     text = client.chat.completions.create(**settings).choices[0].message.content or ""
@@ -132,6 +138,9 @@ def test_a_stop_string_ends_the_answer_before_itself(client: openai.OpenAI) -> N
         ({"logprobs": True}, "'logprobs' is not supported", openai.BadRequestError),
         ({"max_tokens": 5000}, "exceed the model's 512", openai.BadRequestError),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "plain text", openai.BadRequestError),
+        ({"messages": [{"role": "user", "content": "x", "name": "bob"}]}, r"'messages\.0\.name' is not supported", openai.BadRequestError),
+        ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}, r"tool_calls' is not supported", openai.BadRequestError),
+        ({"messages": [{"role": "tool", "content": "5"}]}, r"'messages\.0\.role'", openai.BadRequestError),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )  # fmt: skip
