@@ -19,13 +19,13 @@ from tuneport.core.errors import DataError, Fault, SpecError
 from tuneport.core.options import ProviderOptions
 from tuneport.core.secrets import looks_secret
 from tuneport.core.spec import EXCLUSIVE, NEVER_OVERRIDDEN, Data, JobSpec
+from tuneport.core.spec_paths import placed
 
 MAX_SPEC_BYTES = 1_000_000
 """A larger file is not a spec (a data file was named by mistake)."""
 
 _LISTED = 24  # a longer list of known fields helps nobody
 
-_DATA_PATHS = ("train", "validation", "test")
 _Model = TypeVar("_Model", bound=BaseModel)
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -33,17 +33,14 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def load_spec(source: str | Path | Mapping[str, Any]) -> JobSpec:
     """The JobSpec in a .yaml, .yml or .json file, or in a mapping.
 
-    Data paths in a file are taken relative to that file. Raises SpecError with every fault found, and DataError
-    when the file cannot be read.
+    Paths in a file are taken from that file's folder, and ``~`` from the user's (``core.spec_paths``); those in a mapping from the current
+    folder. Raises SpecError with every fault found, and DataError when the file cannot be read.
     """
     if isinstance(source, Mapping):
         return validate(JobSpec, dict(source), "the spec")
     path = Path(source)
     document, lines = read_document(path)
-    spec = validate(JobSpec, document, str(path), lines)
-    folder = path.resolve().parent
-    absolute = {name: str(folder / value) for name in _DATA_PATHS if (value := getattr(spec.data, name)) is not None}
-    return spec.model_copy(update={"data": spec.data.model_copy(update=absolute)})
+    return placed(validate(JobSpec, document, str(path), lines), path)
 
 
 def spec_schema() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -71,4 +72,7 @@ def test_advice_before_anything_is_measured() -> None:
     report = tp.advise(example / "decision.yaml", spec=example / "spec.yaml", today=TODAY)
     assert report.decision.verdict == "measure"
     assert {offer.provider for offer in report.offers} == {"openai", "bedrock", "together", "fireworks", "local"}
-    assert report == tp.advise(load_intake(example / "decision.yaml"), spec=tp.load_spec(example / "spec.yaml"), today=TODAY)
+    assert f"tuneport baseline {shlex.quote(str(example / 'spec.yaml'))} -p local" in report.decision.next_steps[0]
+    loaded = tp.advise(load_intake(example / "decision.yaml"), spec=tp.load_spec(example / "spec.yaml"), today=TODAY)
+    assert "tuneport baseline YOUR-SPEC.yaml -p local" in loaded.decision.next_steps[0]
+    assert (loaded.savings, loaded.reproducibility) == (report.savings, report.reproducibility)

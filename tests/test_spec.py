@@ -57,6 +57,35 @@ def test_a_fault_in_a_file_names_its_line(tmp_path: Path) -> None:
         load_spec(path)
 
 
+def test_every_path_in_a_spec_is_taken_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs, home, elsewhere = (tmp_path / name for name in ("jobs", "home", "elsewhere"))
+    for folder in (jobs / "base", jobs / "smollm2-135m-instruct", home, elsewhere / "org" / "theirs"):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+
+    def read(model: str, earlier: str = "j-abc", **local: str) -> JobSpec:
+        data = {"train": "rows/train.jsonl", "test": "~/test.jsonl"}
+        overrides = {"local": {"continue_from": earlier}}
+        named = {"local": model, "together": "qwen3-8b"}
+        return load_spec(write(jobs, json.dumps({"model": named, "data": data, "options": {"local": local}, "overrides": overrides})))
+
+    spec = read("base", "local:./earlier", chat_template="chat.jinja", mlflow_uri="sqlite:///runs.db")
+    assert (spec.data.train, spec.data.test) == (str(jobs / "rows" / "train.jsonl"), str(home / "test.jsonl"))
+    assert spec.model == {"local": str(jobs / "base"), "together": "qwen3-8b"}
+    assert spec.options.local.chat_template == str(jobs / "chat.jinja")
+    assert spec.options.local.mlflow_uri == f"sqlite:///{jobs / 'runs.db'}"
+    assert spec.for_provider("local").continue_from == f"local:{jobs / 'earlier'}"
+    for written, meant in {
+        "./new": jobs / "new", "~/m": home / "m", "m.gguf": jobs / "m.gguf", "/m": "/m", "org/name": "org/name",
+        "smollm2-135m-instruct": "smollm2-135m-instruct",
+    }.items():  # fmt: skip
+        assert read(written).model_for("local") == str(meant)
+    assert read("base", "ft:gpt-4.1-mini:a").for_provider("local").continue_from == "ft:gpt-4.1-mini:a"
+    with pytest.raises(SpecError, match=r"model\.local: expected .*org/theirs.*paths are taken from the spec.s folder"):
+        read("org/theirs")
+
+
 @pytest.mark.parametrize("value", ["sk-abcdefghijklmnop1234", "hf_abcdefghijklmnop"])
 def test_a_key_in_a_spec_is_refused_and_never_shown(value: str) -> None:
     with pytest.raises(SpecError) as caught:
