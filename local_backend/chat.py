@@ -6,6 +6,7 @@ template's own text with its generation prompt, the answer runs up to and with t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,21 +48,80 @@ def stop_tokens(tokenizer: Any, generation_config: Any = None) -> frozenset[int]
 
 
 def render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = (), *, prompt: bool) -> str:
-    """The template's text; ``prompt`` adds the opening of the assistant's turn. Raises DataError when the template refuses."""
+    """The template's text; ``prompt`` adds the opening of the assistant's turn.
+
+    Raises DataError when the template refuses the conversation, or leaves out what somebody says in it.
+    """
+    given = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
+    # OpenAI's arguments of a call are JSON in a string. Templates take the object, but for a few, and quote a string once more.
+    shown = [_with_objects(message) for message in given]
+    try:
+        text = _applied(tokenizer, shown, tools, prompt)
+    except DataError:
+        if shown == given:
+            raise
+        text = _applied(tokenizer, given, tools, prompt)
+    for number, message in enumerate(messages):
+        said = message.get("content")
+        answer = message.get("role") == "assistant"
+        if answer and (number < len(messages) - 1 or not isinstance(said, str)):
+            continue  # templates may drop the reasoning of earlier answers
+        if isinstance(said, str) and said.split("</think>")[-1 if answer else 0].strip() not in text:
+            what = f"the chat template leaves out what the {message.get('role')} says"
+            raise DataError(what, fix="set options.local.chat_template to one that shows plain text")
+    return text
+
+
+def _applied(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any], prompt: bool) -> str:
     from jinja2 import TemplateError  # noqa: PLC0415 - only the worker renders
 
-    shown = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     try:
-        text: str = tokenizer.apply_chat_template(shown, tools=list(tools) or None, add_generation_prompt=prompt, tokenize=False)
+        text: str = tokenizer.apply_chat_template(list(messages), tools=list(tools) or None, add_generation_prompt=prompt, tokenize=False)
     except (TemplateError, TypeError, ValueError, KeyError) as error:
         what = f"the chat template refuses a conversation ({error})"
         raise DataError(what, fix="change the row, or set options.local.chat_template") from error
     return text
 
 
+def _with_objects(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with the arguments of its tool calls as objects. Raises DataError when they are no JSON object."""
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function") or {}
+        if isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+            except ValueError as error:
+                what = f"the arguments of the tool call {function.get('name')} are not JSON ({error})"
+                raise DataError(what, fix="correct the row") from error
+            function = function | {"arguments": arguments}
+        calls.append(call | {"function": function})
+    return message | {"tool_calls": calls}
+
+
+def _check_tools(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any], text: str, *, prompt: bool) -> None:
+    """Raise DataError when the template's ``text`` would be the same without the tools, or without the calls of them."""
+    without: list[tuple[str, Sequence[dict[str, Any]], Sequence[Any]]] = [("tools", messages, ())] if tools else []
+    if any(message.get("tool_calls") for message in messages):
+        silent = [{**message, "content": message.get("content") or ""} for message in messages]
+        without.append(("tool calls", [{key: value for key, value in one.items() if key != "tool_calls"} for one in silent], tools))
+    for what, changed, given in without:
+        try:
+            same = render(tokenizer, changed, given, prompt=prompt) == text
+        except DataError:  # it looks at them at least
+            same = False
+        if same:
+            fix = f"set options.local.chat_template to one that does, or remove the {what}"
+            raise DataError(f"the chat template shows nothing of the row's {what}", fix=fix)
+
+
 def prompt_ids(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[Any] = ()) -> list[int]:
     """What the model reads before it answers."""
-    return _ids(tokenizer, render(tokenizer, messages, tools, prompt=True))
+    text = render(tokenizer, messages, tools, prompt=True)
+    _check_tools(tokenizer, messages, tools, text, prompt=True)
+    return _ids(tokenizer, text)
 
 
 def encode(
@@ -74,7 +134,9 @@ def encode(
     sequence per answer (templates that drop earlier reasoning). Raises DataError when nothing in the row can be trained.
     """
     if loss_on == "all":
-        ids = _ids(tokenizer, render(tokenizer, messages, tools, prompt=False))
+        text = render(tokenizer, messages, tools, prompt=False)
+        _check_tools(tokenizer, messages, tools, text, prompt=False)
+        ids = _ids(tokenizer, text)
         return [_finished(tokenizer, ids, [(0, len(ids))], stops)]
     turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant" and message.get("weight") != 0]
     if not turns:
@@ -115,6 +177,7 @@ def _turn(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: Sequence[An
             "the chat template does not put an answer behind its own generation prompt, so the answer's tokens cannot be told",
             fix="set options.local.chat_template to a template that does, or loss_on: all",
         )
+    _check_tools(tokenizer, messages, tools, through, prompt=False)
     return before, through
 
 

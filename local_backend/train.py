@@ -16,6 +16,7 @@ import time
 import traceback
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,8 @@ class Worker:
         self._note(summary)
 
     def _prepare(self, config: TrainConfig) -> Run:
-        from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.card import versions  # noqa: PLC0415 - these import torch
+        from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415
         from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
         from tuneport.local_backend.sequences import longest_row, read_rows  # noqa: PLC0415
         from tuneport.local_backend.trainer import Run  # noqa: PLC0415
@@ -189,7 +191,8 @@ class Worker:
         model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=four_bit, trust=trust)
         check_vocabulary(tokenizer, model)
         self._stop_if_asked()
-        self._compare(device, folder)
+        today = {"the date in the chat template": str(date.today())} if "strftime_now" in str(tokenizer.chat_template) else {}
+        self._compare(folder, versions() | today | {"the device": device})
         self._set("preparing", "tokenizing the rows")
         stops = stop_tokens(tokenizer, model.generation_config)
         limit = longest_row(config, getattr(model.config.get_text_config(), "max_position_embeddings", None))
@@ -225,11 +228,9 @@ class Worker:
             fast=fast,
         )
 
-    def _compare(self, device: str, folder: str) -> None:
+    def _compare(self, folder: str, settings: dict[str, str]) -> None:
         """With what the checkpoints that are there were made with. Raises ProviderError when the base is another by now."""
-        from tuneport.local_backend.card import versions  # noqa: PLC0415 - imports torch
-
-        now: dict[str, Any] = {"base": base_fingerprint(folder), "device": device, "versions": versions()}
+        now = {"base": base_fingerprint(folder), "settings": settings}
         before = self.job.beginning() if self.job.whole_checkpoints() else None
         if before is None:
             self.job.set_beginning(now)
@@ -237,8 +238,9 @@ class Worker:
         if before["base"] != now["base"]:
             what = f"the weights in {folder} have changed since the run began"
             raise ProviderError(what, fix="put the earlier ones back, or submit anew", retry="no")
-        was, is_ = ({**told["versions"], "the device": told["device"]} for told in (before, now))
-        changed = [f"{name} was {was.get(name)} and is {is_.get(name)}" for name in {**was, **is_} if was.get(name) != is_.get(name)]
+        was = before["settings"]
+        changed = [f"{name} was {was.get(name)} and is {settings.get(name)}" for name in {**was, **settings}
+                   if was.get(name) != settings.get(name)]  # fmt: skip
         if changed:
             self._note(f"the losses may differ from those of a run that was never cut off: {', '.join(changed)}", level="warning")
 

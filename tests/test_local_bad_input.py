@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
 from tuneport.local_backend.jobdir import JobDir, WorkerState
 from tuneport.tests.local_jobs import losses, made, plan_of, run, work
-from tuneport.tests.local_tiny import write_model
+from tuneport.tests.local_tiny import CHATML, write_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries', in a process that is not a worker
 
@@ -144,13 +145,21 @@ def test_documents_are_cut_and_prompts_held_to_what_the_model_reads(model: Path,
 def test_a_resumed_run_keeps_its_base_and_tells_of_other_versions(model: Path, broken_off: JobDir, tmp_path: Path) -> None:
     shutil.copytree(broken_off.path, tmp_path / "other")
     began = json.loads((broken_off.path / "began.json").read_text())
-    (broken_off.path / "began.json").write_text(json.dumps(began | {"versions": began["versions"] | {"torch": "1.0"}}))
+    (broken_off.path / "began.json").write_text(json.dumps(began | {"settings": began["settings"] | {"torch": "1.0"}}))
     told = [event.message for event in work(broken_off).events() if "never cut off" in event.message]
     assert len(told) == 1 and "torch was 1.0 and is 2" in told[0] and "peft" not in told[0]
     other = JobDir(tmp_path / "other")
     base = rewritten(model, tmp_path / "base", lambda given: {name: one + ("1.mlp.up" in name) for name, one in given.items()})
     other.config.write_text(json.dumps(json.loads(other.config.read_text()) | {"model": str(base)}))
     assert "have changed since the run began" in failure(other)
+
+
+def test_a_template_that_tells_the_date_makes_a_run_of_two_days_another(model: Path, tmp_path: Path) -> None:
+    dated = changed(model, tmp_path / "dated", chat_template="{{ strftime_now('%d %b %Y') }}" + CHATML)
+    job = run(plan_of("sft", "lora", dated, training__steps=4, evaluation__checkpoints=2), tmp_path / "job")
+    shutil.rmtree(job.adapter)
+    (job.path / "began.json").write_text((job.path / "began.json").read_text().replace(str(date.today()), "2001-02-03"))
+    assert any("date in the chat template was 2001-02-03" in event.message for event in work(job).events())
 
 
 def test_a_model_without_a_chat_template_asks_for_one_except_for_text(model: Path, tmp_path: Path) -> None:

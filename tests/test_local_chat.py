@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,82 @@ def test_token_by_token_preferences_train_the_last_answer_alone(name: str, metho
     assert marked(of, *seen_by_trl(row, method)[0]) == f"{first}[[{last}"
     if method != "kto":
         assert marked(of, *seen_by_trl(row, method)[1]) == f"{first}[[{worse}"
+
+
+@pytest.mark.parametrize(
+    ("name", "ahead"),
+    [
+        ("chatml", "<|im_start|>system\nBe brief.<|im_end|>\n"),
+        ("llama3", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"),
+        ("mistral", ""),  # puts the system's words into the last question, so that each answer is a sequence of its own
+    ],
+)
+def test_token_by_token_a_system_message_carries_no_loss(name: str, ahead: str, tmp_path: Path) -> None:
+    of = family(name, tmp_path)
+    rows = encode(of, [SYSTEM, *TALK], (), loss_on="completions", stops=stop_tokens(of))
+    seen = [marked(of, row.input_ids, [label != IGNORED for label in row.labels]) for row in rows]
+    if name == "mistral":
+        first = "<s>[INST] Be brief.\n\nHi[/INST][[ Yo</s>]]"
+        assert seen == [first, "<s>[INST] Hi[/INST] Yo</s>[INST] Be brief.\n\nSo?[/INST][[ No.</s>]]"]
+    else:
+        bos = FAMILIES[name][1] or ""
+        assert seen == [ahead + FAMILIES[name][2].removeprefix(bos)]
+
+
+def published(name: str, folder: Path, eos: str) -> Any:
+    """A tokenizer with a template as its family published it; TRL carries them."""
+    trl = find_spec("trl")
+    assert trl is not None and trl.submodule_search_locations
+    return tokenizer(folder, (Path(trl.submodule_search_locations[0]) / "chat_templates" / f"{name}.jinja").read_text(), eos, "<s>")
+
+
+ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+
+
+def sums(arguments: Any) -> list[dict[str, Any]]:
+    """A conversation with a tool, whose ``arguments`` are an object or, as OpenAI has it, JSON in a string."""
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    return [
+        {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "name": "add", "tool_call_id": "abcdefghi"}, {"role": "assistant", "content": "Two."},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [{"a": "é"}, '{"a": "é"}'], ids=["object", "string"])
+@pytest.mark.parametrize(
+    ("name", "eos", "call"),
+    [
+        ("qwen2_5", "<|im_end|>", '<tool_call>\n{"name": "add", "arguments": {"a": "é"}}\n</tool_call>'),
+        ("llama3_1", "<|eot_id|>", '{"name": "add", "parameters": {"a": "é"}}'),
+        ("lfm2_2_5", "<|im_end|>", "<|tool_call_start|>[add(a='é')]<|tool_call_end|>"),
+        ("qwen3", "<|im_end|>", '<tool_call>\n{"name": "add", "arguments": {"a": "é"}}\n</tool_call>'),
+    ],
+)
+def test_calls_of_tools_are_learnt_and_their_results_are_not(name: str, eos: str, call: str, arguments: Any, tmp_path: Path) -> None:
+    of = published(name, tmp_path, eos)
+    rows = encode(of, sums(arguments), [ADD], loss_on="completions", stops=stop_tokens(of))
+    learnt = "".join(trained(of, row) for row in rows)
+    assert learnt.replace("<think>\n\n</think>\n\n", "") == f"{call}{eos}Two.{eos}"
+    assert '"properties"' in of.decode(rows[0].input_ids)  # the model is shown what there is to call
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "tools", "fault"),
+    [
+        ("llama3", TALK, [ADD], "shows nothing of the row's tools"),
+        ("lfm2", sums({"a": 1}), [ADD], "shows nothing of the row's tool calls"),
+        ("smolvlm", TALK, (), "leaves out what the user says"),
+        ("llama3_1", sums("{a"), [ADD], "arguments of the tool call add are not JSON"),
+    ],
+)
+def test_what_a_template_would_drop_in_silence_is_refused(name: str, messages: Any, tools: Any, fault: str, tmp_path: Path) -> None:
+    of = published(name, tmp_path, "<|eot_id|>")
+    for loss_on in ("completions", "all"):
+        with pytest.raises(DataError, match=fault):
+            encode(of, messages, tools, loss_on=loss_on, stops=stop_tokens(of))
+    if fault.endswith(("tools", "says")):
+        with pytest.raises(DataError, match=fault):
+            prompt_ids(of, messages[:1], tools)
 
 
 def seen_by_trl(row: Any, method: str) -> list[tuple[list[int], list[bool]]]:
