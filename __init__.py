@@ -158,13 +158,13 @@ def plan(
     plans are made (``tuneport.core.data.load.load_job_data``). A plan with ``refusals`` cannot be submitted.
     Raises DataError on bad rows, CatalogueError on an unknown model, UsageError on an unknown provider.
     """
-    from tuneport.core.data.load import load_job_data
+    from tuneport.core.data.load import job_data_for
     from tuneport.core.plan import compile_for
     from tuneport.providers import registry
 
     spec = _loaded(spec)
     place = registry.get(provider, spec.options.for_provider(provider))
-    compiled = compile_for(place, spec, data or load_job_data(spec), today)
+    compiled = compile_for(place, spec, data or job_data_for(spec)(provider), today)
     if not online:
         return compiled
     from tuneport.providers.online import asked
@@ -236,12 +236,12 @@ def advise(
     plans, unavailable = [], {}
     loaded = _loaded(spec) if spec is not None else None
     if loaded is not None:
-        from tuneport.core.data.load import load_job_data
+        from tuneport.core.data.load import job_data_for
 
-        data = load_job_data(loaded)
+        data = job_data_for(loaded)
         for name in registry.names():
             try:
-                plans.append(plan(loaded, name, data=data, today=today))
+                plans.append(plan(loaded, name, data=data(name), today=today))
             except CatalogueError as error:  # the model is not to be had there: no offer
                 unavailable[name] = error.what
     named = {arm.job for arm in measurement.arms if arm.job} if measurement else set()

@@ -68,7 +68,7 @@ def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> 
 
     ``online`` asks the vendors as well; one that cannot be asked keeps its plan, with a warning.
     """
-    from tuneport.core.data.load import load_job_data
+    from tuneport.core.data.load import job_data_for
     from tuneport.core.errors import CatalogueError, CredentialsError, MissingExtraError, ProviderError
     from tuneport.core.plan import PlanWarning, compile_for
     from tuneport.providers import registry
@@ -76,12 +76,12 @@ def plans_for(spec: JobSpec, wanted: Sequence[str], *, online: bool = False) -> 
 
     names = registry.names() if "all" in wanted else tuple(dict.fromkeys(wanted))
     providers = {name: registry.get(name, spec.options.for_provider(name)) for name in names}
-    data = load_job_data(spec)
+    data = job_data_for(spec)
     plans: dict[str, Plan] = {}
     missing: dict[str, TuneportError] = {}
     for name, place in providers.items():
         try:
-            plans[name] = compile_for(place, spec, data)
+            plans[name] = compile_for(place, spec, data(name))
             if online and "online" not in place.unoffered:
                 plans[name] = asked(place, spec, plans[name])
         except (CredentialsError, ProviderError, MissingExtraError) as error:

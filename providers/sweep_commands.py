@@ -68,12 +68,12 @@ def sweep(
 
 def _planner(spec: JobSpec, provider: str) -> Any:
     """Plans of variations of one spec: their rows are read once."""
-    from tuneport.core.data.load import load_job_data
+    from tuneport.core.data.load import job_data_for
     from tuneport.core.plan import compile_for
     from tuneport.providers import registry
 
     place = registry.get(provider, spec.options.for_provider(provider))
-    data = load_job_data(spec)
+    data = job_data_for(spec)(provider)
 
     def plan(one: JobSpec) -> Plan:
         return compile_for(place, one, data)

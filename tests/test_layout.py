@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -12,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+import tuneport
+from tuneport.core.data.load import job_data_for
 from tuneport.core.ledger import Ledger
+from tuneport.core.spec_file import load_spec
 from tuneport.tests.fake_provider import make_plan, make_spec
+from tuneport.tests.local_tiny import write_model
 
 ROOT = Path(__file__).resolve().parent.parent
 RANK = {"core": 0, "local_backend": 1, "providers": 1, "advisor": 2, "cli": 3}
@@ -78,6 +83,23 @@ HEAVY = ("torch", "transformers", "trl", "peft", "openai", "boto3", "together", 
 )
 def test_planning_imports_no_sdk_and_no_training_stack(command: list[str]) -> None:
     assert _imported_by(command, HEAVY) == []
+
+
+def test_a_local_folder_counts_its_tokens_without_the_training_stack(tmp_path: Path) -> None:
+    base = write_model(tmp_path / "base")
+    rows = [{"messages": [{"role": "user", "content": "what is 2 + 2"}, {"role": "assistant", "content": "it is 4"}]}] * 4
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"model": {"local": base.name, "together": "qwen3-8b"}, "data": {"train": "rows.jsonl"}}))
+    assert _imported_by(["plan", str(spec), "-p", "local", "-p", "together", "--json"], HEAVY) == []
+    mine, theirs = tuneport.plan(spec, "local"), tuneport.plan(spec, "together")
+    assert f"tokens: counted with {base / 'tokenizer.json'}" in mine.time.basis and "tokenizer.json" not in str(theirs)
+    data = job_data_for(load_spec(spec))
+    exact = 4 * len("what is 2 + 2it is 4")  # the tiny model has a token for each byte
+    assert (data("local").train.tokens.low, data("local").train.tokens.high) == (exact + 4 * 2 * 3, exact + 4 * (2 * 8 + 32))
+    assert data("together").train.tokens.tokenizer.startswith("estimate")
+    (base / "tokenizer.json").write_text("{}")
+    assert job_data_for(load_spec(spec))("local") == data("together")  # the worker names what is wrong with it
 
 
 SLOW = (*HEAVY, "sqlalchemy", "alembic", "asyncio", "pydantic", "numpy", "scipy", "jinja2", "yaml", "ssl", "tuneport.core.spec")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 from tuneport.core.data.facts import DatasetFacts, JobData
 from tuneport.core.data.features import feature_bits, feature_set
@@ -13,7 +14,7 @@ from tuneport.core.data.normalise import KIND_OF, KINDS_FOR, KNOWN_SHAPES, Norma
 from tuneport.core.data.readers import BadRow, Record, bad_row, peek, read_records, sha256_of
 from tuneport.core.data.rows import Kind, Row
 from tuneport.core.data.split import PARTS, Key, Part, assign, is_cut, split_key
-from tuneport.core.data.tokens import TokenMeter
+from tuneport.core.data.tokens import TokenMeter, own_tokenizer
 from tuneport.core.errors import DataError, Fault, SpecError
 from tuneport.core.spec import DataFormat, JobSpec, Method
 
@@ -175,12 +176,13 @@ def load_job_data(spec: JobSpec, *, provider: str | None = None) -> JobData:
     """The facts of a job's parts, after splitting; every row is read and checked once.
 
     ``provider="openai"`` counts tokens with o200k_base when the extra "tokens" is there (slower: the vocabulary alone
-    takes about a second to load); otherwise they are estimated as a range.
+    takes about a second to load), ``provider="local"`` with the tokenizer.json of a base model in a folder; otherwise they are
+    estimated as a range.
     Raises DataError when a file cannot be read or does not suit the method, BadRowsError (a DataError) when rows are bad,
     and SpecError when a part has both a file and a share.
     """
     _check_split(spec)
-    meter = TokenMeter(openai=provider == "openai")
+    meter = TokenMeter(openai=provider == "openai", own=own_tokenizer(spec.model_for("local")) if provider == "local" else None)
     cut = is_cut(spec.data.split)
     files = {part: path for part in PARTS if (path := getattr(spec.data, part)) is not None}
     scans = {part: _scan(path, spec, meter, keyed=cut and part == "train") for part, path in files.items()}
@@ -196,6 +198,17 @@ def load_job_data(spec: JobSpec, *, provider: str | None = None) -> JobData:
             if chosen := [row for row, of_row in enumerate(codes) if of_row == code]:
                 facts[part] = _facts(train, meter, chosen)
     return JobData(facts["train"], facts.get("validation"), facts.get("test"))
+
+
+def job_data_for(spec: JobSpec) -> Callable[[str], JobData]:
+    """The facts of a job's parts for each provider: one reading for all, and another for this machine where its model has a tokenizer."""
+
+    @cache
+    def read(own: bool) -> JobData:
+        return load_job_data(spec, provider="local" if own else None)
+
+    own = own_tokenizer(spec.model_for("local")) is not None
+    return lambda provider: read(own and provider == "local")
 
 
 def open_rows(spec: JobSpec, part: Part) -> Iterator[Row]:
@@ -239,4 +252,4 @@ def changed(path: str) -> DataError:
     return DataError(f"{path} changed while it was read", fix="run again when nothing writes to it")
 
 
-__all__ = ["BadRowsError", "changed", "load_job_data", "open_file", "open_rows", "unknown_format", "wrong_kind"]
+__all__ = ["BadRowsError", "changed", "job_data_for", "load_job_data", "open_file", "open_rows", "unknown_format", "wrong_kind"]

@@ -1,6 +1,8 @@
 """Counts the tokens of rows, or estimates them, and says which.
 
-With the extra "tokens" (bpe-openai) rows for OpenAI are counted with o200k_base, the vocabulary of its current models.
+With the extra "tokens" (bpe-openai) rows for OpenAI are counted with o200k_base, the vocabulary of its current models. Rows for a base
+model in a local folder are counted with its own tokenizer.json where the package tokenizers is installed (the extra "local" brings it);
+its chat template is not run, so what frames a message, and a system prompt that the template adds, stay a range.
 Otherwise, and for every other vendor, four characters count as a token (OpenAI's own rule of thumb for English), +-25 %;
 characters outside ASCII raise the upper end to one token each, because other scripts take more tokens per character.
 Each message adds 4 tokens for its frame (OpenAI cookbook, "How to count tokens with tiktoken": 3 per message and 1 for
@@ -13,6 +15,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneport.core.data.facts import TokenFacts
@@ -20,6 +23,11 @@ from tuneport.core.data.rows import Message, Row
 
 MESSAGE_OVERHEAD = 4
 """Tokens that frame one message (OpenAI cookbook convention)."""
+
+TEMPLATE_OVERHEAD = (3, 8)
+"""The same as a range, for chat templates of open models: Llama 3 and Qwen take 5, Mistral 3 or 4. Our reading of their templates."""
+TEMPLATE_SYSTEM = 32
+"""At most so many tokens of a system prompt that a template adds by itself (Llama 3 about 25, Qwen 2.5 and SmolLM2 about 20)."""
 
 SPREAD = 0.25
 """Relative error granted to an estimate."""
@@ -60,6 +68,33 @@ def _o200k() -> Callable[[str], int] | None:
     return count
 
 
+@lru_cache(maxsize=4)
+def _own(file: Path, changed_ns: int) -> Callable[[str], int] | None:  # noqa: ARG001 - a changed file is read anew
+    """A counter by a tokenizer.json; None when it or the package cannot be read."""
+    try:
+        from tokenizers import Tokenizer  # noqa: PLC0415 - comes with the extra "local"; needs no torch
+
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001 - the package raises nothing narrower; the estimate stands in, and the worker names the fault
+        return None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    @lru_cache(maxsize=256)
+    def short(text: str) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=False))
+
+    return lambda text: short(text) if len(text) <= _CACHED else len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def own_tokenizer(model: str | None) -> Path | None:
+    """The tokenizer.json that counts for a base model in a local folder; None where there is none, or nothing to read it with."""
+    file = Path(model).expanduser() / "tokenizer.json" if model else None
+    if file is None or not file.is_file() or _own(file, file.stat().st_mtime_ns) is None:
+        return None
+    return file
+
+
 def count_tokens(text: str) -> int:
     """Tokens of a text: by o200k_base with the extra "tokens", else characters / 4, rounded up (see ``tokenizer_name``)."""
     count = _o200k()
@@ -77,28 +112,35 @@ def tokenizer_name() -> str:
 
 
 class TokenMeter:
-    """Measures rows. ``openai``: the rows are for OpenAI, so they are counted when the extra "tokens" is there."""
+    """Measures rows. ``openai``: the rows are for OpenAI, so they are counted when the extra "tokens" is there.
 
-    def __init__(self, *, openai: bool = False) -> None:
-        self._count = _o200k() if openai else None
-        self.exact = self._count is not None
+    ``own``: the tokenizer.json of the base model that the rows are for (``own_tokenizer``).
+    """
+
+    def __init__(self, *, openai: bool = False, own: Path | None = None) -> None:
+        self._count = _own(own, own.stat().st_mtime_ns) if own else _o200k() if openai else None
+        self.exact = self._count is not None and own is None
+        self._frame = TEMPLATE_OVERHEAD if own else (MESSAGE_OVERHEAD, MESSAGE_OVERHEAD)
+        self._system = TEMPLATE_SYSTEM if own else 0
         self.name = _O200K if self.exact else _ESTIMATE
+        if own:
+            self.name = f"counted with {own}, and {TEMPLATE_OVERHEAD[0]} to {TEMPLATE_OVERHEAD[1]} around each message"
 
     def measure(self, row: Row) -> RowTokens:
         """Tokens of one row: prompt, answers, tool calls and tool definitions. Images are not counted."""
-        if row.chosen is None or row.rejected is None:
-            low, high = self.measure_texts(row_texts(row), len(row.messages))
-            return RowTokens(low, high, high)
         low, high = self.measure_texts(row_texts(row), len(row.messages))
+        high += self._system if row.messages else 0
+        if row.chosen is None or row.rejected is None:
+            return RowTokens(low, high, high)
         sides = [self.measure_texts(message_texts(answer), 1) for answer in (row.chosen, row.rejected)]
         return RowTokens(low + sides[0][0] + sides[1][0], high + sides[0][1] + sides[1][1], high + max(side[1] for side in sides))
 
     def measure_texts(self, texts: Iterable[str], messages: int) -> tuple[float, float]:
         """Tokens of some texts that stand in so many messages, as a range."""
-        frame = messages * MESSAGE_OVERHEAD
         if self._count is not None:
-            tokens = frame + sum(map(self._count, texts))
-            return tokens, tokens
+            tokens = sum(map(self._count, texts))
+            return tokens + messages * self._frame[0], tokens + messages * self._frame[1]
+        frame = messages * MESSAGE_OVERHEAD
         ascii_characters = other = 0
         for text in texts:
             size = len(text)

@@ -109,6 +109,7 @@ def compile_plan(
     load = _load(config, data.train)
     here = fit(config, shape, load, machine) if machine.gpu else None
     time = _time(config, data, shape, machine, here)
+    time = time.model_copy(update={"basis": f"{time.basis}; tokens: {data.train.tokens.tokenizer}"})
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
     return Plan(
         provider="local",
