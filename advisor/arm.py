@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tuneport.advisor.answers import AnswerCache, answer_key
 from tuneport.advisor.asked import asked
 from tuneport.advisor.failures import failure_groups
-from tuneport.advisor.labels import answered_labels, confusion, expected_labels
+from tuneport.advisor.labels import asked_labels, confusion
 from tuneport.advisor.measurement import Answer, Arm, Calls, Estimate, Spread
 from tuneport.advisor.spending import Purse, Rates
 from tuneport.advisor.statistics import bootstrap_macro_f1, bootstrap_micro_f1, clustered_mean, mean_interval, wilson
@@ -176,9 +176,10 @@ def estimates(suite: EvalSuite, answers: Sequence[Answer]) -> dict[str, Estimate
         if rows:
             found[metric] = estimate([answer.scores[metric] for answer in rows], suite, [answer.row for answer in rows])
     if suite.scorer.has_labels:
-        expected, answered = expected_labels(suite), answered_labels(suite.scorer, answers)
-        found[MACRO_F1] = bootstrap_macro_f1(expected, answered, suite.clusters)
-        found[MICRO_F1] = bootstrap_micro_f1(expected, answered, suite.clusters)
+        asked_for = asked_labels(suite, answers)
+        rows = {"n": len(answers)}
+        found[MACRO_F1] = bootstrap_macro_f1(*asked_for).model_copy(update=rows)
+        found[MICRO_F1] = bootstrap_micro_f1(*asked_for).model_copy(update=rows)
     for metric in CORPUS:
         if metric in suite.scorer.extras:
             found[f"corpus_{metric}"] = corpus_score(metric, [item.expected for item in suite.items], [answer.text for answer in answers])

@@ -8,7 +8,7 @@ from tuneport.advisor.measurement import Answer, FailureGroup
 from tuneport.advisor.metrics import MISSING, Scorer, normalise, parse_json, unfence
 from tuneport.advisor.refusals import declines
 from tuneport.advisor.suite import EvalSuite, Item
-from tuneport.advisor.text_metrics import contains
+from tuneport.advisor.text_metrics import MAX_CHARS, contains
 
 EXAMPLES = 5
 KINDS = 40
@@ -48,7 +48,7 @@ def failure_kind(suite: EvalSuite, item: Item, answer: Answer) -> str:
         case "label":
             return _label_kind(scorer, item, text)
         case _:
-            return "right answer within more text" if contains(item.expected, text) else "another answer"
+            return "right answer within more text" if contains(item.expected, text[:MAX_CHARS]) else "another answer"
 
 
 def _json_kind(scorer: Scorer, item: Item, text: str) -> str:
@@ -73,6 +73,7 @@ def _json_kind(scorer: Scorer, item: Item, text: str) -> str:
 
 def _label_kind(scorer: Scorer, item: Item, text: str) -> str:
     want = scorer.label(item.expected)
+    text = text[:MAX_CHARS]
     if contains(item.expected, text):
         return "right label within more text"
     short = normalise(text)

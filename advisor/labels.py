@@ -18,18 +18,30 @@ def expected_labels(suite: EvalSuite) -> list[str]:
     return [suite.scorer.label(item.expected) or NONE for item in suite.items]
 
 
-def answered_labels(scorer: Scorer, answers: Sequence[Answer]) -> list[str | None]:
-    """Each answer's label. A readable JSON answer that lacks the field says "(none)"; one that cannot be read says nothing."""
-    found = []
+def asked_labels(suite: EvalSuite, answers: Sequence[Answer], times: int = 0) -> tuple[list[str], list[str | None], tuple[int, ...]]:
+    """(expected, answered, cluster) of every asking: repeats of a row hang together, so that they add no rows.
+
+    ``times`` askings of each row, a multiple of the arm's repeats, make arms with other repeats comparable; 0: as many as there are.
+    """
+    expected = expected_labels(suite)
+    found: list[tuple[str, str | None, int]] = []
     for answer in answers:
-        label = None if answer.error else scorer.label(answer.text)
-        lacking = label is None and not answer.error and isinstance(scorer.read(answer.text), dict)
-        found.append(NONE if lacking and scorer.task == "json" else label)
-    return found
+        texts = [answer.text, *answer.others]
+        labels = [None if answer.error or k in answer.unanswered else _label(suite.scorer, text) for k, text in enumerate(texts)]
+        cluster = suite.clusters[answer.row] if suite.clusters else answer.row
+        found += [(expected[answer.row], label, cluster) for label in labels * ((times or len(texts)) // len(texts))]
+    wanted, given, clusters = ([row[k] for row in found] for k in range(3))
+    return wanted, given, tuple(clusters) if suite.clusters or len(found) > len(answers) else ()
+
+
+def _label(scorer: Scorer, text: str) -> str | None:
+    """A readable JSON answer that lacks the field says "(none)"; one that cannot be read says nothing."""
+    label = scorer.label(text)
+    return NONE if label is None and scorer.task == "json" and isinstance(scorer.read(text), dict) else label
 
 
 def confusion(suite: EvalSuite, answers: Sequence[Answer]) -> Confusion | None:
-    """Expected against answered labels; None for a suite without labels, or with more than 60."""
+    """Expected against answered labels, of each row's first answer; None for a suite without labels, or with more than 60."""
     if not suite.scorer.has_labels:
         return None
     expected = expected_labels(suite)
@@ -38,6 +50,7 @@ def confusion(suite: EvalSuite, answers: Sequence[Answer]) -> Confusion | None:
         return None
     place = {label: index for index, label in enumerate(labels)}
     counts = [[0] * (len(labels) + 1) for _ in labels]
-    for want, got in zip(expected, answered_labels(suite.scorer, answers), strict=True):
-        counts[place[want]][place.get(got or "", len(labels))] += 1
+    for answer in answers:
+        got = None if answer.error or 0 in answer.unanswered else _label(suite.scorer, answer.text)
+        counts[place[expected[answer.row]]][place.get(got or "", len(labels))] += 1
     return Confusion(labels=tuple(labels), counts=tuple(map(tuple, counts)))

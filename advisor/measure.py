@@ -7,12 +7,13 @@ measurement = measure(suite, arms)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
 from tuneport.advisor.arm import MACRO_F1, binary
 from tuneport.advisor.cautions import about_arm, about_judges, about_looks, about_power, about_several, about_suite
-from tuneport.advisor.labels import answered_labels, expected_labels
+from tuneport.advisor.labels import asked_labels
 from tuneport.advisor.measurement import Arm, Comparison, Duel, Judge, Look, Measurement, Power
 from tuneport.advisor.statistics import (
     ASSUMED_DISCORDANCE,
@@ -40,7 +41,7 @@ def compare(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | None
     Newcombe's for paired proportions and the test McNemar's exact one; otherwise (graded scores, means over repeats) they are a paired
     bootstrap and Student's paired t. With a ``margin`` the comparison says
     whether the challenger is no worse than that (the whole interval lies above -margin).
-    Raises UsageError when the arms do not fit each other or lack the metric.
+    Raises UsageError when the arms do not fit each other or lack the metric, and for a margin outside 0 to 1.
     """
     if len(baseline.answers) != len(challenger.answers):
         raise UsageError(
@@ -50,6 +51,8 @@ def compare(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | None
     for arm in (baseline, challenger):
         if metric not in arm.metrics:
             raise UsageError(f"arm {arm.name!r} has no metric {metric!r}", fix=f"choose one of: {', '.join(arm.metrics)}")
+    if margin is not None and not 0 <= margin <= 1:
+        raise UsageError(f"{margin} is no loss that could count as none", fix="give a share from 0 to 1, e.g. 0.02")
     found = _compared(baseline, challenger, metric, suite)
     if margin is None:
         return found
@@ -61,8 +64,10 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
     if metric == MACRO_F1:
         if suite is None:
             raise UsageError("comparing macro-F1 needs the suite", fix="pass the suite that the arms ran on")
-        before, after = answered_labels(suite.scorer, baseline.answers), answered_labels(suite.scorer, challenger.answers)
-        interval, p_value = bootstrap_macro_f1_difference(expected_labels(suite), before, after, suite.clusters)
+        times = math.lcm(*(1 + len(arm.answers[0].others) for arm in (baseline, challenger)))
+        expected, before, clusters = asked_labels(suite, baseline.answers, times)
+        interval, p_value = bootstrap_macro_f1_difference(expected, before, asked_labels(suite, challenger.answers, times)[1], clusters)
+        interval = interval.model_copy(update={"n": len(baseline.answers)})
         return Comparison(**names, difference=interval, p_value=p_value, test="bootstrap")
     rows = _common_rows(baseline, challenger, metric)
     if not rows:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def _number(value: float | None) -> float | None:
+    """Click lets "nan" and "inf" pass its bounds; every comparison with the one is false, so that a limit or a gate would not hold."""
+    if value is not None and not isfinite(value):
+        raise typer.BadParameter("give a number")
+    return value
+
 
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Measurement file; arms already in it are kept.")]
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Any model that the provider serves; the spec's otherwise.")]
@@ -29,7 +38,9 @@ MetricOption = Annotated[
     ),
 ]  # fmt: skip
 PrimaryOption = Annotated[str | None, typer.Option("--primary", help="Metric that decides; the task's own otherwise.")]
-ToleranceOption = Annotated[float, typer.Option("--tolerance", min=0, help="Relative difference of numbers that counts as none.")]
+ToleranceOption = Annotated[
+    float, typer.Option("--tolerance", min=0, callback=_number, help="Relative difference of numbers that counts as none.")
+]
 TaskOption = Annotated[str | None, typer.Option("--task", help="json, label or text; seen from the rows otherwise.")]
 LabelOption = Annotated[str | None, typer.Option("--label-field", help="JSON field that F1 is taken over.")]
 ReferenceOption = Annotated[str | None, typer.Option("--reference-column", help="Column with the expected answer (rft rows).")]
@@ -38,7 +49,10 @@ DeclineOption = Annotated[str | None, typer.Option("--decline-column", help="Col
 PartOption = Annotated[str, typer.Option("--part", help="test, or validation to choose prompts while the test rows stay sealed.")]
 RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, help="Ask each row so many times.")]
 TokensOption = Annotated[int | None, typer.Option("--max-tokens", min=1, help="Limit of an answer; by the expected ones otherwise.")]
-MaxUsdOption = Annotated[float | None, typer.Option("--max-usd", min=0, help="Ask nothing that could exceed this sum.")]
+MaxUsdOption = Annotated[float | None, typer.Option("--max-usd", min=0, callback=_number, help="Ask nothing that could exceed this sum.")]
+MarginOption = Annotated[
+    float, typer.Option("--margin", min=0, max=1, callback=_number, help="Loss that counts as none, as a share.")
+]
 PriceOption = Annotated[str | None, typer.Option("--price", help="USD per 1M tokens, IN/OUT, where the price book has none: 0.15/0.60.")]
 ConcurrencyOption = Annotated[
     int | None, typer.Option("--concurrency", min=1, max=512, help="Questions at once; fewer while the service limits. [8]")

@@ -61,6 +61,10 @@ class Purse:
     unpriced: int = 0  # answers whose price is unknown: neither in the book nor stated
     _held: dict[str, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.max_usd is not None and not self.max_usd >= 0:
+            raise UsageError(f"{self.max_usd} is no limit of money", fix="give 0 or more US dollars, or None")
+
     def check(self, rates: Rates | None, what: str) -> None:
         """Raises BudgetError when a limit is to be kept and the price of what is to be asked is unknown."""
         if self.max_usd is not None and rates is None:

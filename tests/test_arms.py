@@ -95,6 +95,34 @@ def test_repeats_reduce_noise_within_rows_and_add_no_rows(tmp_path: Path) -> Non
     assert compare(arm, once, "exact_match").difference.method.startswith("bootstrap")
 
 
+def test_f1_counts_every_repeat_and_is_as_unsure_as_its_rows() -> None:
+    suite, moody = tickets(12), Moody(right_for(lambda i: True))
+    twice = run_arm(moody, "m", suite, name="a", repeats=2)  # every first answer is right, ten of the twelve second ones are rubbish
+    expected = [suite.scorer.label(item.expected) for item in suite.items]
+    told = [suite.scorer.label(text) for answer in twice.answers for text in (answer.text, *answer.others)]
+    labels = sorted({label for label in expected if label})
+    by_hand = f1_score([label or "" for label in expected for _ in range(2)], [label or "" for label in told], labels=labels)
+    found = twice.metrics["macro_f1"]
+    assert found.value == pytest.approx(by_hand)
+    assert (found.n, "12 clusters" in found.method) == (12, True)
+    once = run_arm(Scripted(right_for(lambda i: True)), "m", suite, name="b")
+    assert once.metrics["macro_f1"].value == 1
+    thrice = run_arm(Moody(right_for(lambda i: True)), "m", suite, name="c", repeats=3)
+    for other in (once, thrice):  # also beside an arm that was asked more or less often
+        paired = compare(twice, other, "macro_f1", suite).difference
+        assert paired.value == pytest.approx(other.metrics["macro_f1"].value - found.value)
+        assert paired.n == 12
+
+
+def f1_score(expected: list[str], answered: list[str], labels: list[str]) -> float:
+    """Macro-F1 by its definition."""
+    each = []
+    for label in labels:
+        hits = sum(e == a == label for e, a in zip(expected, answered, strict=True))
+        each.append(2 * hits / max(1, expected.count(label) + answered.count(label)))
+    return sum(each) / len(each)
+
+
 def test_rows_that_hang_together_widen_the_interval_and_change_the_test() -> None:
     def suite(column: str | None) -> EvalSuite:
         return build_suite(with_columns(40, customer=lambda i: i // 8), source="t", columns=Columns(cluster=column))

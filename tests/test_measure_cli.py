@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tuneport
+from tuneport.advisor.spending import Purse
 from tuneport.cli import application
-from tuneport.core.errors import TuneportError
+from tuneport.core.errors import TuneportError, UsageError
 from tuneport.core.job import JobState, RemoteJob
 from tuneport.core.ledger import Ledger
 from tuneport.core.spec_file import load_spec
@@ -142,6 +143,16 @@ def test_a_judge_who_answers_rubbish_is_said_and_shuts_nothing(project: Path, se
     said = run(*arguments[:-2], "--rubric", "taste", code=2)
     assert "there is no rubric 'taste'" in said
     assert len(measured(project)["arms"]) == 1
+
+
+@pytest.mark.parametrize("flags", [["--margin", "nan"], ["--max-usd", "nan"], ["--max-usd", "inf"], ["--tolerance", "nan"]])
+def test_what_is_no_number_neither_opens_the_gate_nor_lifts_a_limit(flags: list[str], tmp_path: Path) -> None:
+    """Every comparison with "nan" is false: a gate would open and a purse never be empty."""
+    found = CliRunner().invoke(app, ["evaluate", str(tmp_path / "spec.yaml"), "-p", "openai", "-m", "m", "--gate", *flags])
+    assert found.exit_code == 2
+    assert "give a number" in found.output
+    with pytest.raises(UsageError, match="no limit"):
+        Purse(float("nan"))
 
 
 def test_faulty_calls_are_one_sentence(project: Path, service: ChatServer) -> None:
