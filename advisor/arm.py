@@ -177,9 +177,8 @@ def estimates(suite: EvalSuite, answers: Sequence[Answer]) -> dict[str, Estimate
             found[metric] = estimate([answer.scores[metric] for answer in rows], suite, [answer.row for answer in rows])
     if suite.scorer.has_labels:
         asked_for = asked_labels(suite, answers)
-        rows = {"n": len(answers)}
-        found[MACRO_F1] = bootstrap_macro_f1(*asked_for).model_copy(update=rows)
-        found[MICRO_F1] = bootstrap_micro_f1(*asked_for).model_copy(update=rows)
+        for name, bootstrap in ((MACRO_F1, bootstrap_macro_f1), (MICRO_F1, bootstrap_micro_f1)):
+            found[name] = bootstrap(*asked_for).model_copy(update={"n": len(answers)})
     for metric in CORPUS:
         if metric in suite.scorer.extras:
             found[f"corpus_{metric}"] = corpus_score(metric, [item.expected for item in suite.items], [answer.text for answer in answers])

@@ -57,14 +57,14 @@ class Breakdown(_Frozen):
         return self.today.total - self.tuned.total
 
     @property
-    def per_request_today(self) -> float:
-        """One request, with its share of answers that miss and without machines that are paid by the hour."""
-        return (self.today.calls + self.today.misses) / self.requests_per_month
+    def per_request_today(self) -> float | None:
+        """One request, with its share of answers that miss and without machines that are paid by the hour; None where none is made."""
+        return (self.today.calls + self.today.misses) / self.requests_per_month if self.requests_per_month else None
 
     @property
-    def per_request_tuned(self) -> float:
+    def per_request_tuned(self) -> float | None:
         """The same after tuning."""
-        return (self.tuned.calls + self.tuned.misses) / self.requests_per_month
+        return (self.tuned.calls + self.tuned.misses) / self.requests_per_month if self.requests_per_month else None
 
     @property
     def fixed_per_month(self) -> float:

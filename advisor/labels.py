@@ -24,14 +24,17 @@ def asked_labels(suite: EvalSuite, answers: Sequence[Answer], times: int = 0) ->
     ``times`` askings of each row, a multiple of the arm's repeats, make arms with other repeats comparable; 0: as many as there are.
     """
     expected = expected_labels(suite)
-    found: list[tuple[str, str | None, int]] = []
+    wanted: list[str] = []
+    given: list[str | None] = []
+    clusters: list[int] = []
     for answer in answers:
         texts = [answer.text, *answer.others]
         labels = [None if answer.error or k in answer.unanswered else _label(suite.scorer, text) for k, text in enumerate(texts)]
-        cluster = suite.clusters[answer.row] if suite.clusters else answer.row
-        found += [(expected[answer.row], label, cluster) for label in labels * ((times or len(texts)) // len(texts))]
-    wanted, given, clusters = ([row[k] for row in found] for k in range(3))
-    return wanted, given, tuple(clusters) if suite.clusters or len(found) > len(answers) else ()
+        told = labels * ((times or len(texts)) // len(texts))
+        given += told
+        wanted += [expected[answer.row]] * len(told)
+        clusters += [suite.clusters[answer.row] if suite.clusters else answer.row] * len(told)
+    return wanted, given, tuple(clusters) if suite.clusters or len(given) > len(answers) else ()
 
 
 def _label(scorer: Scorer, text: str) -> str | None:

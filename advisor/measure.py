@@ -73,9 +73,9 @@ def _compared(baseline: Arm, challenger: Arm, metric: str, suite: EvalSuite | No
     if not rows:
         raise UsageError(f"{metric!r} is no mean over rows, so two arms are not compared on it", fix="compare on a metric per row")
     one, other = ([arm.answers[row].scores[metric] for row in rows] for arm in (baseline, challenger))
-    clusters = [suite.clusters[row] for row in rows] if suite is not None and suite.clusters else []
-    if len(set(clusters)) < len(clusters):
-        difference, p_value = clustered_difference(one, other, clusters)
+    together = [suite.clusters[row] for row in rows] if suite is not None and suite.clusters else []
+    if len(set(together)) < len(together):
+        difference, p_value = clustered_difference(one, other, together)
         return Comparison(**names, difference=difference, p_value=p_value, test="cluster-robust t")
     if not binary([*one, *other]):
         return Comparison(**names, difference=bootstrap_mean_difference(one, other), p_value=paired_t(one, other), test="paired t")

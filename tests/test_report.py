@@ -359,3 +359,14 @@ def test_words_of_the_report_agree_and_stay_apart() -> None:
     named = advise(report.intake, None, [plan()], today=TODAY, spec_file="my jobs/tickets.yaml")
     assert "tuneport baseline 'my jobs/tickets.yaml' -p openai" in named.decision.next_steps[0]
     assert "step above" not in " ".join(report.decision.would_change)
+
+
+def test_months_without_a_request_divide_nothing() -> None:
+    """A school's answers: none in the weeks that an ending model has left."""
+    asked = intake(incumbent={"provider": "openai", "model": "gpt-4.1-mini"}, seasonality=[0, 0, *[1] * 10])
+    report = advise(asked, None, [plan("openai", "gpt-4.1-mini")], today=TODAY)
+    money = report.savings.economics
+    assert money is not None
+    assert (money.likely.requests_per_month, money.likely.per_request_today) == (0, None)
+    assert "no request" in render_html(report)
+    assert render_markdown(report)

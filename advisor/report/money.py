@@ -38,7 +38,7 @@ def money_rows(report: Report) -> list[MoneyRow]:
     discounted = f", discounted at {percent(rate, 0 if rate * 100 == round(rate * 100) else 1)} a year" if rate else ""
     each = ", its share of wrong answers included" if money.misses_counted else ", calls only"
 
-    def row(name: str, middle: float, spread: Percentiles) -> MoneyRow:
+    def row(name: str, middle: float | None, spread: Percentiles) -> MoneyRow:
         return MoneyRow(name, usd(middle), pair(usd(spread.p10), usd(spread.p90)))
 
     back, needed = money.payback_months, money.break_even_volume
