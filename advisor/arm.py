@@ -18,6 +18,7 @@ from tuneport.advisor.asked import asked
 from tuneport.advisor.failures import failure_groups
 from tuneport.advisor.labels import asked_labels, confusion
 from tuneport.advisor.measurement import Answer, Arm, Calls, Estimate, Spread
+from tuneport.advisor.prompts import used_columns
 from tuneport.advisor.spending import Purse, Rates
 from tuneport.advisor.statistics import bootstrap_macro_f1, bootstrap_micro_f1, clustered_mean, mean_interval, wilson
 from tuneport.advisor.suite import EvalSuite
@@ -137,11 +138,17 @@ def run_arm(
         metrics=estimates(suite, answers),
         answers=answers,
         prompt=_in_words(shots, instruction, template, context=context),
+        columns={which: seen for which in used_columns(template, context=context) if (seen := suite.columns_sha256(which))},
         repeats=repeats,
         calls=_calls(suite, answers, list(replies.values()), rates),
         confusion=confusion(suite, answers),
         failures=failure_groups(suite, answers),
     )
+
+
+def saw_other_columns(suite: EvalSuite, arm: Arm) -> bool:
+    """Did other contexts, or other columns, stand in this arm's prompts than stand in the suite's rows now?"""
+    return any(suite.columns_sha256(which) not in (None, seen) for which, seen in arm.columns.items())
 
 
 def rescored(suite: EvalSuite, arm: Arm) -> Arm:

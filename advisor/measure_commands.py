@@ -339,7 +339,7 @@ def _run(
     spec: JobSpec, arms: list[Asking], settings: Settings, *, dry: bool, general: tuple[Path | None, bool] = (None, False)
 ) -> tuple[Measurement | None, EvalSuite | None]:
     """Run the arms, compare them with those of the measurement file, write it and show it. Errors of arms come at the end."""
-    from tuneport.advisor.arm import rescored
+    from tuneport.advisor.arm import rescored, saw_other_columns
     from tuneport.advisor.measure import MARGIN, measure
     from tuneport.advisor.measurement import load_measurement
     from tuneport.advisor.measurement_view import show_measurement
@@ -368,7 +368,11 @@ def _run(
     if not new:
         raise faults[0][1]
     done = {arm.name for arm in new}  # an arm that failed now keeps the answers of before
-    kept = [rescored(suite, arm) for arm in same.arms if arm.name not in done] if same else []
+    kept = [one for one in same.arms if one.name not in done] if same else []
+    for other in (one for one in kept if saw_other_columns(suite, one)):
+        told = f"arm {other.name} was asked with other passages or columns than its rows have now: it is not kept; measure it again"
+        console.print(f"[yellow]![/] {escape(told)}", highlight=False)
+    kept = [rescored(suite, one) for one in kept if not saw_other_columns(suite, one)]
     judges, duels = (same.judges, same.duels) if same else ((), ())
     if settings.judge is not None:
         try:

@@ -96,6 +96,7 @@ class Arm(_Frozen):
     metrics: dict[str, Estimate]
     answers: tuple[Answer, ...]
     prompt: str = ""  # how rows were asked, in words, e.g. "6 few-shot examples, context from column passage"
+    columns: dict[str, str] = {}  # SHA-256 of the rows' columns that stood in the prompts: "context", "row"
     repeats: int = 1
     calls: Calls | None = None
     confusion: Confusion | None = None  # suites with labels

@@ -52,6 +52,15 @@ def check_template(template: str, shots: int) -> None:
         raise UsageError(f"the template leaves the {shots} few-shot examples out", fix=fix)
 
 
+def used_columns(template: str | None, *, context: bool) -> frozenset[str]:
+    """Which of a row's columns stand in its prompt beside its turns: "context", and "row" for the further ones."""
+    if template is None:
+        return frozenset({"context"} if context else ())
+    from jinja2 import meta  # noqa: PLC0415
+
+    return frozenset(meta.find_undeclared_variables(_environment().parse(template)) & {"context", "row"})
+
+
 def is_system(message: Message) -> bool:
     """Whether a message is the system prompt, by either name."""
     return message.get("role") in ("system", "developer")

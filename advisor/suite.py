@@ -77,6 +77,11 @@ class EvalSuite:
         """Does every row expect the same answer, so that a constant one would score full marks?"""
         return len(self) > 1 and len({item.expected for item in self.items}) == 1
 
+    def columns_sha256(self, which: str) -> str | None:
+        """Of the rows' contexts ("context"), or of their further columns ("row"); None where this suite was not told of any."""
+        seen = [item.context if which == "context" else dict(item.columns) for item in self.items]
+        return _sha(seen) if any(seen) else None
+
     def few_shot(self, k: int) -> tuple[Item, ...]:
         """The k training examples that the rule in the module's head chooses. Raises UsageError when there are fewer."""
         if k < 0:

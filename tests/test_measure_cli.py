@@ -172,8 +172,6 @@ def test_faulty_calls_are_one_sentence(project: Path, service: ChatServer) -> No
     assert "measurement.json is no measurement" in run("baseline", "spec.yaml", "-p", "openai", code=4)
 
 
-
-
 def test_every_look_at_the_test_rows_is_in_the_ledger_and_validation_rows_need_none(project: Path) -> None:
     (project / "validation.jsonl").write_text((project / "test.jsonl").read_text().replace("test", "held"))
     spec = "model: gpt-4.1-mini\ndata: {train: train.jsonl, test: test.jsonl, validation: validation.jsonl}\n"
@@ -193,6 +191,22 @@ def test_every_look_at_the_test_rows_is_in_the_ledger_and_validation_rows_need_n
     again = Ledger.open().looks.of(found["suite_sha256"])
     assert [look.model for look in again][2:] == ["a", "b", "c", "d", "e"]
     assert Ledger.open().looks.of("another") == []
+
+
+def test_an_arm_that_saw_other_passages_is_not_kept_beside_new_ones(project: Path) -> None:
+    baseline = ("baseline", "spec.yaml", "-p", "openai", "--shots", "0", "--context-column", "found")
+    (project / "tone.txt").write_text("{{ question }}, as in {{ row.found }}")
+    run(*baseline, "--name", "old passages")
+    run(*baseline[:-2], "--name", "no passages")
+    run(*baseline, "--name", "by template", "--template", "tone.txt")
+    said = run(*baseline, "--name", "same passages")
+    assert "not kept" not in said and len(measured(project)["arms"]) == 4
+    rows = (project / "test.jsonl").read_text()
+    (project / "test.jsonl").write_text(rows.replace("passage", "newer passage"))
+    said = run(*baseline, "--name", "new passages")
+    for name in ("old passages", "same passages", "by template"):
+        assert f"arm {name} was asked with other passages or columns" in said
+    assert [arm["name"] for arm in measured(project)["arms"]] == ["no passages", "new passages"]
 
 
 def test_a_ledger_that_cannot_be_written_shows_no_score(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
