@@ -5,6 +5,7 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constrai
 BIN    := $(abspath $(VENV))/bin
 
 export HF_HUB_OFFLINE := 1
+unexport PYTHONDONTWRITEBYTECODE  # hundreds of the processes that the tests start would compile tuneport anew
 
 .PHONY: demo test check bench clean
 

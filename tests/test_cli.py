@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import jsonschema
 import pytest
 import yaml
 
+from tuneport.providers.conformance.forks import Forks
+
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = "model: llama-3.1-8b-instruct\ndata: {train: train.jsonl}\ntraining: {epochs: 2}\n"
+LOADED = (
+    "core.commands", "core.data.check", "core.data.load", "core.spec_file", "providers.plan_commands", "providers.job_commands",
+    "advisor.commands", *(f"providers.{vendor}.compile" for vendor in ("openai", "bedrock", "together", "fireworks", "local")),
+)  # fmt: skip
+"""Modules that commands load when they are called."""
 
 
 def rows(count: int = 12) -> str:
@@ -34,13 +43,18 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT / ".dev"), "TUNEPORT_LEDGER": str(folder / "ledger.db"), "COLUMNS": "160", **extra}
 
 
+@lru_cache(maxsize=1)
+def forks() -> Forks:
+    made = Forks("tuneport.cli", *(f"tuneport.{name}" for name in LOADED))
+    atexit.register(made.close)
+    return made
+
+
 def tuneport(folder: Path, *arguments: str, stdout: int | None = None, **extra: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tuneport.cli", *arguments]
-    out = subprocess.PIPE if stdout is None else stdout
-    return subprocess.run(
-        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.PIPE, text=True, env=environment(folder, **extra),
-        check=False, timeout=120,
-    )  # fmt: skip
+    started = forks().start("tuneport.cli:main", *arguments, cwd=folder, env=environment(folder, **extra), stdout=stdout)
+    out, err = started.communicate(timeout=120)
+    assert started.returncode is not None
+    return subprocess.CompletedProcess(arguments, started.returncode, out, err)
 
 
 def fails(folder: Path, code: int, *arguments: str, says: str, **extra: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 from tuneport.core.engine import Engine, Reconciled
 from tuneport.core.job import JobState
 from tuneport.core.ledger import Ledger, Step
+from tuneport.providers.conformance.forks import Forks
 from tuneport.tests.fake_provider import FakeProvider, FakeVendor, open_rows
 from tuneport.tests.stores import STORES, place
 
@@ -68,6 +71,12 @@ class Place:
     def run(self, script: str, faults: str = "{}", kill_at: int = 0) -> subprocess.Popen[str]:
         return run(script, self.folder, self.where, faults, kill_at)
 
+    def submit(self, faults: str = "{}", kill_at: int = 0) -> tuple[int | None, str]:
+        """The return code and the errors of a process that submits once."""
+        process = forks().start(f"{__name__}:script", SUBMIT, str(self.folder), self.where, faults, str(kill_at), cwd=ROOT, env=os.environ)
+        _, errors = process.communicate()
+        return process.returncode, errors
+
     @property
     def made(self) -> list[dict[str, object]]:
         return FakeVendor(self.folder / "vendor.json").jobs
@@ -107,6 +116,18 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         site.close()
 
 
+def script() -> None:
+    """In a fork: the script that the first argument is, with the others as its own."""
+    exec(sys.argv.pop(1), {})
+
+
+@lru_cache(maxsize=1)
+def forks() -> Forks:
+    made = Forks(__name__, "psycopg", *(f"tuneport.core.{name}" for name in ("accounts", "calibration")))
+    atexit.register(made.close)
+    return made
+
+
 def run(script: str, folder: Path, where: str, faults: str = "{}", kill_at: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", script, str(folder), where, faults, str(kill_at)],
@@ -142,9 +163,8 @@ def start_at_once(processes: list[subprocess.Popen[str]]) -> list[str]:
     ],
 )
 def test_kill_between_steps_then_reconcile_makes_exactly_one_job(site: Place, faults: str, made: int, outcome: str) -> None:
-    process = site.run(SUBMIT, faults)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, errors
+    code, errors = site.submit(faults)
+    assert code == -signal.SIGKILL, errors
     assert len(site.made) == made
     (cautious,) = site.reconcile()
     assert cautious == ("adopted" if made else cautious)
@@ -156,7 +176,7 @@ def test_kill_between_steps_then_reconcile_makes_exactly_one_job(site: Place, fa
 
 
 def test_a_job_that_the_vendor_lists_late_is_still_not_made_twice(site: Place) -> None:
-    site.run(SUBMIT, '{"create": ["kill_after"]}').communicate(timeout=60)
+    site.submit('{"create": ["kill_after"]}')
     with FakeVendor(site.folder / "vendor.json").open() as books:
         books["jobs"][0]["hidden"] = 4  # lookups that do not show it yet
     assert site.reconcile() == ["unsettled"]
@@ -172,12 +192,11 @@ def test_kill_in_every_commit_then_reconcile_makes_at_most_one_job(store: str, t
         folder.mkdir()
         with place(store, folder) as where:
             site = Place(folder, where)
-            process = site.run(SUBMIT, kill_at=kill_at)
-            _, errors = process.communicate(timeout=60)
-            survived = process.returncode == 0
+            code, errors = site.submit(kill_at=kill_at)
+            survived = code == 0
             if survived:
                 break
-            assert process.returncode == -signal.SIGKILL, errors
+            assert code == -signal.SIGKILL, errors
             site.reconcile(resume=True)
             if site.engine().ledger.latest():
                 site.assert_one_job()
@@ -189,7 +208,7 @@ def test_kill_in_every_commit_then_reconcile_makes_at_most_one_job(store: str, t
 
 
 def test_two_processes_reconcile_at_once_and_make_one_job(site: Place) -> None:
-    site.run(SUBMIT, '{"create": ["kill_before"]}').communicate(timeout=60)
+    site.submit('{"create": ["kill_before"]}')
     outcomes = start_at_once([site.run(RECONCILE) for _ in range(2)])
     assert outcomes.count("resumed") == 1, outcomes
     site.assert_one_job()

@@ -7,6 +7,7 @@
     bench      what a provider's test supplies, and what each test works with
     lifecycle, exactly_once, refusals, deploying    the suite's tests by subject
     process    a client in a process of its own, that can be killed at any request
+    forks      processes that begin with their modules loaded
     sdk        the exception classes of a vendor's SDK
     *_vendor   one stateful fake per vendor, in its wire format, so that the vendor's own SDK is the client
 """

@@ -26,7 +26,7 @@ from tuneport.core.plan import Plan, compile_for
 from tuneport.core.provider import Provider
 from tuneport.core.spec import JobSpec
 from tuneport.providers.conformance.faults import Fault, lost_replies, unheard_requests
-from tuneport.providers.conformance.process import LEDGER, load_provider
+from tuneport.providers.conformance.process import LEDGER, Client, load_provider
 from tuneport.providers.conformance.sdk import sample_error
 from tuneport.providers.conformance.server import FakeVendor
 
@@ -175,6 +175,11 @@ class Conformance(ABC):
         """The body of the create request: the plan's payload with file ids in their places; override it to add the ``key``."""
         body: dict[str, Any] = substituted(plan.payload, files)
         return body
+
+    @property
+    def client(self) -> Client:
+        """What a process of its own calls the vendor with."""
+        return Client(self.target, self.sdk_modules)
 
     def ref_of(self, made: str) -> str:
         """The provider's ref of a job that the vendor made under this id."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tuneport.core.provider import Deployer
 from tuneport.core.retry import verdict
 from tuneport.providers.conformance.bench import Bench, Conformance, assert_one_sentence, needs
 from tuneport.providers.conformance.faults import Fault, kill, lost_replies, refusal
+from tuneport.providers.conformance.forks import Forked
 from tuneport.providers.conformance.process import start_deploying
 
 
@@ -83,11 +85,12 @@ class Deploying(Conformance):
     def test_kill_9_while_deploying_then_reconcile(self, bench: Bench, deploy_step: str, deploy_after: bool) -> None:
         job = bench.trained()
         plan = bench.engine.deployments.plan(job.id, DeploymentRequest())
-        client: list[Any] = []
-        bench.vendor.fault(deploy_step, kill(lambda: client[0].kill(), after=deploy_after))  # noqa: PLW0108 -- it is not started yet
-        client.append(start_deploying(self.target, bench.folder, job.id, plan, bench.vendor.environment))
-        _, printed = client[0].communicate(timeout=60)
-        assert client[0].returncode == -9, printed
+        clients: SimpleQueue[Forked] = SimpleQueue()
+        bench.vendor.fault(deploy_step, kill(lambda: clients.get().kill(), after=deploy_after))
+        client = start_deploying(self.client, bench.folder, job.id, plan, bench.vendor.environment)
+        clients.put(client)
+        _, printed = client.communicate(timeout=60)
+        assert client.returncode == -9, printed
         bench.vendor.calm()
         bench.engine.reconcile(resume=True)
         bench.assert_one_deployment()

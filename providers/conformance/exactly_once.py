@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from queue import SimpleQueue
 from random import Random
-from typing import Any
 
 from tuneport.core.errors import TuneportError
 from tuneport.providers.conformance.bench import Bench, Conformance
 from tuneport.providers.conformance.faults import Fault, kill, lost_replies, slow, unheard_requests
+from tuneport.providers.conformance.forks import Forked
 from tuneport.providers.conformance.process import start
 
 SEQUENCES = int(os.environ.get("TUNEPORT_CONFORMANCE_SEQUENCES", "12"))
@@ -39,17 +40,18 @@ class ExactlyOnce(Conformance):
         bench.assert_one_job()
 
     def test_kill_9_between_any_two_steps_then_reconcile(self, bench: Bench, step: str, after: bool) -> None:
-        client: list[Any] = []
+        clients: SimpleQueue[Forked] = SimpleQueue()
         reached: list[str] = []
 
         def strike() -> None:
             reached.append(step)  # before the kill, so that whoever waits for the process's end finds it here
-            client[0].kill()
+            clients.get().kill()
 
         bench.vendor.fault(step, kill(strike, after=after))
-        client.append(start(self.target, bench.folder, bench.spec, bench.plan, bench.vendor.environment))
-        _, printed = client[0].communicate(timeout=60)
-        assert client[0].returncode == (-9 if reached else 0), printed
+        client = start(self.client, bench.folder, bench.spec, bench.plan, bench.vendor.environment)
+        clients.put(client)
+        _, printed = client.communicate(timeout=60)
+        assert client.returncode == (-9 if reached else 0), printed
         bench.vendor.calm()
         bench.engine.reconcile(resume=True)
         bench.assert_one_job()

@@ -1,28 +1,35 @@
 """A client in a process of its own, through the real engine, ledger and SDK, so that a test can kill it at any request.
 
-    python -m tuneport.providers.conformance.process package.module:ProviderClass FOLDER
-
-submits the spec and plan that stand in FOLDER (``start`` writes them) over the ledger there, and prints the job's ref. Where a
+It submits the spec and plan that stand in a folder (``start`` writes them) over the ledger there, and prints the job's ref. Where a
 plan of a deployment stands there (``start_deploying``), it deploys the model of that job instead, and prints the deployment's ref.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
-import subprocess
 import sys
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneport.core.deployment_plan import DeploymentPlan
 from tuneport.core.plan import Plan
 from tuneport.core.provider import Provider
 from tuneport.core.spec import JobSpec
+from tuneport.providers.conformance.forks import Forked, Forks
 
 LEDGER = "ledger.db"
+_OURS = (__name__, *(f"tuneport.core.{name}" for name in ("accounts", "calibration", "data.load", "engine", "ledger")))
+
+
+class Client(NamedTuple):
+    """A provider's class, "package.module:Class", and the modules that it calls its vendor with."""
+
+    target: str
+    sdk_modules: tuple[str, ...]
 
 
 def load_provider(target: str, **options: Any) -> Provider:
@@ -32,33 +39,33 @@ def load_provider(target: str, **options: Any) -> Provider:
     return provider
 
 
-def start(target: str, folder: Path, spec: JobSpec, plan: Plan, environment: dict[str, str]) -> subprocess.Popen[str]:
+def start(client: Client, folder: Path, spec: JobSpec, plan: Plan, environment: dict[str, str]) -> Forked:
     """Start a process that submits this plan once."""
     (folder / "spec.json").write_text(spec.model_dump_json())
     (folder / "plan.json").write_text(plan.model_dump_json())
-    return _process(target, folder, environment)
+    return _process(client, folder, environment)
 
 
-def start_deploying(
-    target: str, folder: Path, job_id: str, plan: DeploymentPlan, environment: dict[str, str]
-) -> subprocess.Popen[str]:
+def start_deploying(client: Client, folder: Path, job_id: str, plan: DeploymentPlan, environment: dict[str, str]) -> Forked:
     """Start a process that deploys the model of a job in the folder's ledger once."""
     (folder / "deployment.json").write_text(json.dumps({"job": job_id, "plan": plan.model_dump(mode="json")}))
-    return _process(target, folder, environment)
+    return _process(client, folder, environment)
 
 
-def _process(target: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", __name__, target, str(folder)],
-        env={**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def _process(client: Client, folder: Path, environment: dict[str, str]) -> Forked:
+    return _forks(client).start(f"{__name__}:main", client.target, str(folder), cwd=folder, env={**os.environ, **environment})
 
 
-def main(target: str, folder: Path) -> None:
-    """Carry out the plan in ``folder``."""
+@lru_cache(maxsize=1)
+def _forks(client: Client) -> Forks:
+    made = Forks(*_OURS, client.target.partition(":")[0], *client.sdk_modules)
+    atexit.register(made.close)
+    return made
+
+
+def main() -> None:
+    """Carry out the plan in the folder, for the provider, that the arguments name."""
+    target, folder = sys.argv[1], Path(sys.argv[2])
     from tuneport.core.data.load import open_rows  # noqa: PLC0415 -- only in the process of its own
     from tuneport.core.engine import Engine  # noqa: PLC0415
     from tuneport.core.ledger import Ledger  # noqa: PLC0415
@@ -78,6 +85,3 @@ def main(target: str, folder: Path) -> None:
     plan = Plan.model_validate_json((folder / "plan.json").read_text())
     sys.stdout.write(f"{engine.submit(spec, plan).ref}\n")
 
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
