@@ -20,6 +20,7 @@ from tuneport.local_backend.drawing import MAX_ROWS
 
 MAX_TOKENS = 65_536
 """Tokens (rows x longest row) in a batch at most, to bound the memory of the cache."""
+NOT_PLAIN = "prefix and prompt tuning need a model without sliding windows or recurrent states"
 SHORTEST_PREFIX = 16
 """Shared tokens from which a common prefix is worth its handling."""
 
@@ -81,8 +82,16 @@ def virtual_tokens(model: Any) -> tuple[Any, Any, int]:
     if torch.is_tensor(given):  # embeddings, of prompt tuning
         given = base(inputs_embeds=given.to(base.get_input_embeddings().weight.dtype), use_cache=True, logits_to_keep=1).past_key_values
     if not _plain(given):
-        raise ProviderError("prefix and prompt tuning need a model without sliding windows or recurrent states", fix="use lora")
+        raise ProviderError(NOT_PLAIN, fix="use lora")
     return base, given, config.num_virtual_tokens
+
+
+def check_virtual(model: Any) -> None:
+    """Raise ProviderError before training where the model's cache would not take virtual tokens."""
+    from transformers import DynamicCache  # noqa: PLC0415
+
+    if not _plain(DynamicCache(config=model.config.get_text_config())):
+        raise ProviderError(NOT_PLAIN, fix="use lora", retry="no")
 
 
 def _prefix_cache(model: Any, ids: list[int], before: Any) -> Any:

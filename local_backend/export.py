@@ -122,7 +122,7 @@ def _merge(adapter: Path, target: Path, trust: bool) -> tuple[str, Agreement]:
     tokenizer = load_tokenizer(folder, template if template.exists() else None, chats=False, trust=trust)
     precision = stored_precision(folder, trust=trust)
     base = load_model(folder, dtype=precision, device="cpu", training=False, trust=trust)
-    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
+    ids = _probe(tokenizer, base)
     with torch.inference_mode():
         before = base(ids).logits.float().log_softmax(-1)
     model = load_adapter(base, adapter)
@@ -148,6 +148,14 @@ def _merge(adapter: Path, target: Path, trust: bool) -> tuple[str, Agreement]:
     return f"merged in {precision}: {near} nats per token from the adapter's answers, which are {far} from the base's", agreement
 
 
+def _probe(tokenizer: Any, model: Any) -> Any:
+    """The text to compare on, as far as the model reads."""
+    import torch  # noqa: PLC0415
+
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return torch.tensor([tokenizer(PROBE)["input_ids"][:limit]])
+
+
 def _quantise(whole: Path, target: Path, wanted: Rounding, job: Path | None, tuned: Agreement | None, trust: bool) -> str:
     """Write the model rounded and say how far its answers, as they are loaded again, are from the whole model's."""
     import torch  # noqa: PLC0415
@@ -156,7 +164,6 @@ def _quantise(whole: Path, target: Path, wanted: Rounding, job: Path | None, tun
 
     precision = stored_precision(str(whole), trust=trust)
     tokenizer = load_tokenizer(str(whole), chats=False, trust=trust)
-    ids = torch.tensor([tokenizer(PROBE)["input_ids"]])
 
     def answers(model: Any) -> Any:
         with torch.inference_mode():
@@ -164,6 +171,7 @@ def _quantise(whole: Path, target: Path, wanted: Rounding, job: Path | None, tun
 
     device = choose_device("auto") if wanted == "awq" else "cpu"  # calibration is many forward passes
     model = load_model(str(whole), dtype=precision, device=device, training=False, trust=trust)
+    ids = _probe(tokenizer, model)
     before = answers(model)
     if wanted == "awq":
         done = write_awq(model, tokenizer, _training_tokens(job, tokenizer, model), whole, target)

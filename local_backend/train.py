@@ -167,6 +167,7 @@ class Worker:
     def _prepare(self, config: TrainConfig) -> Run:
         from tuneport.local_backend.card import versions  # noqa: PLC0415 - these import torch
         from tuneport.local_backend.chat import stop_tokens  # noqa: PLC0415
+        from tuneport.local_backend.decode import check_virtual  # noqa: PLC0415
         from tuneport.local_backend.methods import SUPERVISED  # noqa: PLC0415
         from tuneport.local_backend.sequences import longest_row, read_rows  # noqa: PLC0415
         from tuneport.local_backend.trainer import Run  # noqa: PLC0415
@@ -190,6 +191,8 @@ class Worker:
         four_bit, trust = config.adapter.kind == "qlora", config.trust_remote_code
         model = load_model(folder, dtype=dtype, device=device, training=True, four_bit=four_bit, trust=trust)
         check_vocabulary(tokenizer, model)
+        if config.adapter.virtual_tokens:
+            check_virtual(model)
         self._stop_if_asked()
         today = {"the date in the chat template": str(date.today())} if "strftime_now" in str(tokenizer.chat_template) else {}
         self._compare(folder, versions() | today | {"the device": device})
