@@ -88,6 +88,7 @@ class Plan(_Frozen):
     cost: Cost
     time: Duration
     warnings: tuple[PlanWarning, ...] = ()
+    epochs: Range | None = None  # passes over the training rows that cost and time are reckoned for; None: not known
     machines: tuple[MachineFit, ...] = ()  # for a provider that trains on the user's own GPU
 
     @property

@@ -98,8 +98,8 @@ def short(value: Any, longest: int = 40) -> str:
 
 
 def usd(amount: float) -> str:
-    """US dollars to the cent; below a cent, to four digits. Bills are compared, so nothing is rounded further."""
-    return f"${amount:,.4f}" if 0 < amount < 0.01 else f"${amount:,.2f}"
+    """US dollars to the cent; below ten cents, to four digits. Bills are compared, so nothing is rounded further."""
+    return f"${amount:,.4f}" if 0 < amount < 0.1 else f"${amount:,.2f}"
 
 
 def usd_range(low: float, high: float) -> str:

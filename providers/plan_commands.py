@@ -111,12 +111,17 @@ def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, 
     from tuneport.core.plan import HANDLED_BY_TUNEPORT
 
     console = terminal.console()
-    overview = terminal.table("provider", "base model", "training cost", "time", "ready")
+    overview = terminal.table("provider", "base model", "epochs", "training cost", "time", "ready")
     for name, one in plans.items():
-        overview.add_row(name, one.vendor_model, terminal.money(one.cost), terminal.duration(one.time), _verdict(spec, one))
+        money, time = terminal.money(one.cost), terminal.duration(one.time)
+        overview.add_row(name, one.vendor_model, _epochs(one), money, time, _verdict(spec, one))
     for name, why in missing.items():
-        overview.add_row(name, Text("–", "dim"), "", "", Text(why.what, "red"))
+        overview.add_row(name, Text("–", "dim"), "", "", "", Text(why.what, "red"))
     console.print(overview)
+    told = {_epochs(one) for one in plans.values()}
+    if len(told) > 1:
+        fix = "set training.epochs to compare them" if spec.training.epochs is None else "overrides set them apart"
+        console.print(f"[dim]cost and time are for different numbers of epochs: {fix}[/]", highlight=False)
     if not plans:
         return
 
@@ -139,6 +144,14 @@ def _show_plans(spec: JobSpec, plans: Mapping[str, Plan], missing: Mapping[str, 
         _show_notes(name, one, every_field)
         if one.machines and (len(plans) == 1 or every_field):
             _show_machines(one)
+
+
+def _epochs(one: Plan) -> str:
+    """The epochs that cost and time are reckoned for."""
+    if one.epochs is None:
+        return "–"
+    low, high = (f"{passes:.2g}" if passes < 10 else f"{passes:.0f}" for passes in (one.epochs.low, one.epochs.high))
+    return low if low == high else f"{low} – {high}"
 
 
 def _verdict(spec: JobSpec, one: Plan) -> Text:

@@ -74,6 +74,11 @@ def test_plan_for_all_providers_is_a_table_and_json(project: Path) -> None:
     printed = json.loads(tuneport(project, "plan", "spec.yaml", "--json").stdout)
     assert "unavailable" in printed["openai"]
     assert printed["together"]["payload"]["n_epochs"] == 2
+    assert printed["together"]["epochs"] == {"low": 2, "high": 2} and "different numbers of epochs" not in shown.stdout
+    spec = project / "spec.yaml"
+    spec.write_text(spec.read_text(encoding="utf-8") + "overrides: {fireworks: {training.epochs: null}}\n", encoding="utf-8")
+    shown = tuneport(project, "plan", "spec.yaml", "-p", "together", "-p", "fireworks")
+    assert "cost and time are for different numbers of epochs: overrides set them apart" in shown.stdout
     assert {o["outcome"] for o in printed["together"]["outcomes"]} <= {"mapped", "converted", "defaulted", "refused"}
 
 

@@ -146,6 +146,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None) -> Pla
         outcomes=fields.finish(),
         cost=training_cost(offering, method=spec.method, tuning=None, trained_tokens=tokens, evaluated_tokens=None, today=day),
         time=training_time("bedrock", tokens, day),
+        epochs=epochs,
         warnings=tuple(warnings),
     )
 

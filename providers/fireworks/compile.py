@@ -143,6 +143,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None) -> Pla
             today=day,
         ),
         time=training_time("fireworks", tokens, day),
+        epochs=fixed(spec.training.epochs or 1),
         warnings=(*warnings, *_advice(spec, data, offering), *hosting_warning(offering, day)),
     )
 

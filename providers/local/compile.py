@@ -111,6 +111,7 @@ def compile_plan(
     time = _time(config, data, shape, machine, here)
     time = time.model_copy(update={"basis": f"{time.basis}; tokens: {data.train.tokens.tokenizer}"})
     payload: dict[str, JsonValue] = config.model_dump(mode="json")
+    passes = config.epochs if config.epochs and not config.steps else _passes(config, data.train)
     return Plan(
         provider="local",
         model=offering.model,
@@ -121,6 +122,7 @@ def compile_plan(
         outcomes=fields.finish(),
         cost=_cost(spec.options.local.gpu_usd_per_hour, time),
         time=time,
+        epochs=Range(low=passes, high=passes),
         warnings=_warnings(config, data, offering, shape, machine, here, day),
         machines=_machines(config, data, shape, load, machine),
     )

@@ -35,7 +35,7 @@ from tuneport.providers.common import (
     unoffered_method,
     uploads_for,
 )
-from tuneport.providers.together.run import advice, billed_tokens, evaluation, optimisation, schedule
+from tuneport.providers.together.run import advice, billed_epochs, billed_tokens, evaluation, optimisation, schedule
 
 OPERATION = "POST /v1/fine-tunes"
 
@@ -127,6 +127,7 @@ def compile_plan(spec: JobSpec, data: JobData, today: date | None = None) -> Pla
             offering, method=spec.method, tuning=spec.tuning.kind or "lora", trained_tokens=tokens, evaluated_tokens=passes, today=day
         ),
         time=training_time("together", tokens, day),
+        epochs=billed_epochs(spec),
         warnings=(*warnings, *advice(spec, data, offering), *hosting_warning(offering, day)),
     )
 

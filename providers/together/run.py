@@ -174,10 +174,7 @@ def billed_tokens(spec: JobSpec, data: JobData, offering: Offering) -> tuple[Ran
     Without packing a row counts as max_seq_length tokens, whatever its length. A run that stops early is billed for the steps
     it made, at least those before early stopping may act.
     """
-    evaluations = spec.evaluation.evaluations or 0
-    least = 1.0
-    if spec.evaluation.early_stopping.patience and evaluations:
-        least = min(1.0, _evaluations_needed(spec) / evaluations)
+    evaluations, share = spec.evaluation.evaluations or 0, _share_made(spec)
     length: int | None = spec.training.max_seq_length
     if length is None:
         length = offering.limits.get(_length_limit(spec))
@@ -188,10 +185,20 @@ def billed_tokens(spec: JobSpec, data: JobData, offering: Offering) -> tuple[Ran
         return Range(low=facts.rows * length, high=facts.rows * length) if length else None
 
     train = once(data.train)
-    epochs = spec.training.epochs or 1
     held = once(data.validation) if data.validation else None
-    share = Range(low=least, high=1.0)
-    return train * epochs * share if train else None, held * evaluations * share if held and evaluations else None
+    return train * billed_epochs(spec) if train else None, held * evaluations * share if held and evaluations else None
+
+
+def billed_epochs(spec: JobSpec) -> Range:
+    """Passes over the training rows that the bill counts: as set, else Together's 1; fewer when the run stops early."""
+    return _share_made(spec) * (spec.training.epochs or 1)
+
+
+def _share_made(spec: JobSpec) -> Range:
+    """The share of the run that is made: all, or from where early stopping may act."""
+    evaluations = spec.evaluation.evaluations or 0
+    stops = spec.evaluation.early_stopping.patience and evaluations
+    return Range(low=min(1.0, _evaluations_needed(spec) / evaluations) if stops else 1.0, high=1.0)
 
 
 def _length_limit(spec: JobSpec) -> str:
