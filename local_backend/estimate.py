@@ -119,6 +119,8 @@ UNPACKED = 0.45
 """Bytes per quantised weight that bitsandbytes' own layers hold beside it while activations are kept: fitted to LitGPT's rows."""
 ACTIVATIONS = 34.0
 """Bytes per token, hidden unit and layer in bf16 (Korthikanti et al. 2022, with an attention that keeps no scores)."""
+PASSING = 0.4
+"""What the backward pass of one layer takes beside what the layer kept, as a share of that: 0.34 to 0.45 on one H100, November 2026."""
 LOGITS_PIECE = 2**27
 """Bytes of fp32 logits for which the padded pass takes its loss at a time."""
 BAND = 0.22
@@ -138,6 +140,8 @@ class Setup:
     checkpointing: bool = False
     width: int = 2  # bytes per number of the base
     activation_factor: float = ACTIVATIONS  # bytes per token, hidden unit and layer in bf16; 24 when compiled
+    input_factor: float = 2.0  # the same of the inputs of layers, kept for recomputation
+    gradients: float = 0.0  # bytes per trained parameter that come only as activations go, and are not in ``state``
     logits: float = 1.0  # share of the logits that exists at a time
     logits_bytes: float = inf  # and the most of them, where the loss is taken in pieces
 
@@ -145,7 +149,8 @@ class Setup:
 def memory_bytes(setup: Setup) -> Range | None:
     """Peak memory in bytes by the component model of the economics notes, 3.2; None when the shape is not known.
 
-    Weights; what learns; activations, or the layers' inputs and one layer; logits and their gradient in two precisions.
+    Weights; what learns; activations, or the layers' inputs and one layer; and the larger of two things that pass: logits and their
+    gradient in two precisions, or what one layer's backward pass takes.
     """
     shape = setup.shape
     if shape.hidden is None or shape.layers is None or shape.vocabulary is None:
@@ -156,8 +161,11 @@ def memory_bytes(setup: Setup) -> Range | None:
     if setup.four_bit:
         weights = QUANTISED * inside + setup.width * ends + (0 if setup.checkpointing else UNPACKED * inside)
     unit = setup.rows * setup.tokens * shape.hidden * setup.width / 2
-    full = setup.activation_factor * unit
-    activations = 2 * unit * shape.layers + full if setup.checkpointing else full * shape.layers
+    layer = setup.activation_factor * unit
     logits = min(12.0 * setup.rows * setup.tokens * shape.vocabulary * setup.logits, setup.logits_bytes)
-    total = weights + setup.state * setup.trained + activations + logits
+    if setup.checkpointing:
+        activations = setup.input_factor * unit * shape.layers + max(logits, (1 + PASSING) * layer)
+    else:
+        activations = layer * shape.layers + max(logits, PASSING * layer)
+    total = weights + setup.state * setup.trained + max(activations, setup.gradients * setup.trained)
     return Range(low=(1 - BAND) * total, high=(1 + BAND) * total)

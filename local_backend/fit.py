@@ -34,6 +34,8 @@ PACKED_BAND = 0.12
 """Half width of the range for the packed pass, as a share: the tokens of the largest step are known roughly only."""
 ROOMY = 8192
 """Tokens of a micro-batch with memory to spare, the one that the measured speed belongs to."""
+WHOLE_LOGITS = 5 / 12
+"""Share of the logits' usual bytes that TRL's orpo and simpo trainers take, which make them whole: measured, docs/performance.md."""
 NEAREST = log(1.5)
 """How far the parameters of a typical shape may be from the model's."""
 
@@ -119,34 +121,49 @@ def padded(config: TrainConfig, shape: Shape, trained: float, longest: int, *, c
         sequences, longest = sequences * config.rewards.samples_per_prompt, longest + config.rewards.max_output_tokens
     elif config.method in ("dpo", "orpo", "simpo"):
         sequences *= 2
-    full = config.adapter.kind == "full"  # all that learns are the weights themselves, in fp32
-    state = (12 if loaded else 16) + (4 if config.method in ("dpo", "kto") else 0) if full else 16  # with the reference beside them
+    full = config.adapter.kind == "full"  # all that learns are the weights themselves, in fp32, with two moments
+    state = (8 if loaded else 12) + (4 if config.method in ("dpo", "kto") else 0) if full else 16  # the reference beside them
+    if full and config.dtype == "bf16" and not checkpointing:
+        state += 2  # autocast keeps a copy of each weight in bf16
+    at_once = full and config.gradient_accumulation == 1
     return Setup(
         replace(shape, parameters=0.0) if full or loaded else shape,
         trained,
         sequences,
         longest,
-        state=state,
+        state=state + (4 if full and not at_once else 0),
         four_bit=config.adapter.kind == "qlora" and not loaded,
         checkpointing=checkpointing,
         width=4 if config.dtype == "fp32" else 2,
-        activation_factor=ACTIVATIONS + _beside(config, shape),
-        logits_bytes=4 * LOGITS_PIECE if config.method in ("sft", "cpt") else inf,
+        activation_factor=kept(config, shape, longest),
+        input_factor=4 if full and config.dtype == "bf16" else 2,
+        gradients=4 if at_once else 0,
+        logits=WHOLE_LOGITS if config.method in ("orpo", "simpo") else 1,
+        logits_bytes=4 * LOGITS_PIECE if config.method in ("sft", "cpt", "dpo", "kto") else inf,
     )
 
 
-def _beside(config: TrainConfig, shape: Shape) -> float:
-    """Bytes per token, hidden unit and layer that adapters in fp32 keep in PEFT's own layers, beside what the base keeps.
+def kept(config: TrainConfig, shape: Shape, longest: int) -> float:
+    """Bytes per token, hidden unit and layer that the padded pass in bf16 keeps until it goes back: docs/performance.md.
 
-    Each layer's input in fp32; with dropout the dropped input and its mask too; with dora what the base and the adapter give. The
-    trainers of preferences hold adapters in bf16, and layers without dropout are fused (``lora``). Fitted to one run: docs/performance.md.
+    Each layer keeps its normalised inputs, queries, keys, values and what attention gives, three of the MLP's activations, and
+    its own copy of the padding mask; and what the layers that learn need.
     """
-    own = config.method in ("sft", "cpt") and config.adapter.low_rank and (config.adapter.kind == "dora" or config.adapter.dropout > 0)
-    if not own or shape.hidden is None or shape.intermediate is None or shape.key_value is None:
-        return 0.0
+    if shape.hidden is None or shape.intermediate is None or shape.key_value is None:
+        return ACTIVATIONS
     inner, key_value, query = (size / shape.hidden for size in (shape.intermediate, shape.key_value, shape.query or shape.hidden))
-    inputs, outputs = 3 + query + 2 + inner, query + 2 * key_value + 1 + 2 * inner + 1
-    return inputs * (9 if config.adapter.dropout > 0 else 4) + outputs * (6 if config.adapter.kind == "dora" else 0)
+    kind, dropout, supervised = config.adapter.kind, config.adapter.dropout > 0, config.method in ("sft", "cpt")
+    shorter = supervised and kind != "full"  # ``norm``: the input in bf16, not in fp32
+    base = (4 if shorter else 8) + 8 * query + 6 * inner + 2 * longest / shape.hidden
+    if kind == "full":  # the residual stream and what is normalised are in fp32
+        return base + 18 + 2 * inner
+    if not config.adapter.low_rank:
+        return base
+    if supervised and kind in ("lora", "rslora") and not dropout:  # ``lora``: the input of each layer, in bf16
+        return base + 4 + 2 * inner
+    # PEFT's own layers, in fp32: each one's input, and with dropout its mask; with dora what base and adapter give.
+    base += (5 if dropout else 4) * (3 + query + 2 + inner)
+    return base + (6 * (query + 2 * key_value + 1 + 2 * inner + 1) if kind == "dora" else 0)
 
 
 def _packed(config: TrainConfig, shape: Shape, load: Load, machine: Hardware, trained: float, note: str) -> Fit:

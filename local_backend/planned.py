@@ -62,7 +62,16 @@ class Scheduled:
     run: Run
     optimizer: Any
     lr_scheduler: Any
+    model: Any
     tokens = 0  # seen by this process, without padding
+
+    def __init__(self, *positional: Any, **named: Any) -> None:
+        super().__init__(*positional, **named)
+        if self.run.config.adapter.kind == "qlora":
+            # TRL turns adapters on a 4-bit base into bf16, in which the steps of a usual learning rate vanish in the rounding.
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         if self.lr_scheduler is None:

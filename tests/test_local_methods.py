@@ -49,6 +49,14 @@ def test_each_combination_trains_or_is_refused(method: str, kind: str, model: Pa
     assert job.finished() and (job.adapter / "README.md").exists()
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo", "rft"])
+def test_adapters_on_a_4_bit_base_learn_in_fp32(method: str, model: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    job = run(plan_of(method, "qlora", model, dtype="bf16"), tmp_path / "job")
+    assert {str(tensor.dtype) for tensor in load_file(job.adapter / "adapter_model.safetensors").values()} == {"torch.float32"}
+
+
 LEARNS: dict[str, tuple[str, dict[str, float]]] = {
     "cpt": ("full", {"training__learning_rate": 3e-3}), "dpo": ("lora", {}), "kto": ("rslora", {}),
     "orpo": ("dora", {}), "simpo": ("qlora", {}),
