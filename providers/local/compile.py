@@ -26,13 +26,12 @@ from tuneport.local_backend.estimate import (
     GIB,
     QUANTISED,
     Hardware,
-    Setup,
     adapter_parameters,
     detect_hardware,
     memory_bytes,
     training_time,
 )
-from tuneport.local_backend.fit import Fit, Load, completed, fit, kinds, packs
+from tuneport.local_backend.fit import Fit, Load, completed, fit, kinds, packs, padded
 from tuneport.local_backend.grader import grader_fault
 from tuneport.local_backend.models import Shape, packaged_models, packaged_name, shape_of
 from tuneport.local_backend.parent import Parent, find_parent
@@ -663,11 +662,8 @@ def _memory_warning(
         return []
     if here is not None and here.fits:
         return []
-    width = 4 if config.dtype == "fp32" else 2
     trained = adapter_parameters(shape, config.adapter.rank) if config.adapter.rank else None
-    four_bit = config.adapter.kind == "qlora"
-    setup = Setup(shape, trained or 0.0, config.micro_batch_size, tokens, width=width, four_bit=four_bit)
-    need = here.peak if here else memory_bytes(setup) if trained else None
+    need = here.peak if here else memory_bytes(padded(config, shape, trained, tokens)) if trained else None
     if need is None:
         weights = shape.parameters * _bytes_per_weight(config)
         if weights <= room:
