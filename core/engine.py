@@ -122,7 +122,7 @@ class Engine:
         return found
 
     def resume(self, job_id: str) -> Job:
-        """Go on with a paused job, or finish a submission that was interrupted (one that is made is adopted). Else harmless.
+        """Go on with a paused job, or finish a submission that was interrupted (one that is made is adopted, and goes on). Else harmless.
 
         Raises UsageError when an unfinished job's data has changed since, ProviderError when the provider cannot be asked or does
         not resume, and what ``submit`` raises.
@@ -130,13 +130,15 @@ class Engine:
         with self.ledger.claim(job_id) as held:
             record = self.ledger.get(job_id)
             if held is not None and not record.state.terminal:
-                if record.ref is not None:
-                    self._resume_paused(record, record.ref)
-                else:
+                made: JobRecord | None = record
+                if record.ref is None:
                     submission = Submission(self.ledger, self.provider_of(record), job_id, held, self._sleep)
-                    if submission.adopt(wait=False) is None:
+                    made = submission.adopt(wait=False)
+                    if made is None:
                         check_sources(self.ledger, record)
                         submission.carry_out(self._open_rows(self.ledger.spec(job_id)))
+                if made is not None and made.ref is not None:
+                    self._resume_paused(made, made.ref)
         return self.job(job_id)
 
     def reconcile(self, *, resume: bool = False) -> list[Reconciled]:

@@ -16,7 +16,7 @@ from tuneport.core.provider import ChatRequest
 from tuneport.core.retry import verdict
 from tuneport.providers import registry
 from tuneport.tests.engine_bench import Bench
-from tuneport.tests.fake_provider import FakeProvider, make_plan, make_spec
+from tuneport.tests.fake_provider import Died, FakeProvider, make_plan, make_spec
 from tuneport.tests.stores import STORES, place
 
 
@@ -50,6 +50,17 @@ def test_a_paused_job_goes_on_where_it_stood(bench: Bench) -> None:
     assert ("running", "pause asked for") in story
     assert ("paused", "resume asked for") in story
     assert any("pause asked for" in line for line in job.logs())
+
+
+def test_a_job_that_was_made_paused_and_never_recorded_goes_on_at_once(bench: Bench) -> None:
+    bench.provider.faults["create"] = ["die_after"]
+    with pytest.raises(Died):
+        bench.submit()
+    record = bench.only_record()
+    assert record.ref is None
+    bench.provider.pause("ft-0")
+    assert bench.engine.resume(record.id).state is not JobState.PAUSED
+    assert bench.vendor.calls.count("resume") == 1 and len(bench.vendor.jobs) == 1
 
 
 def test_watching_ends_at_a_pause_and_says_how_to_go_on(file_bench: Bench) -> None:
