@@ -150,7 +150,7 @@ def test_the_tuned_model_answers_as_it_was_taught(bench: Bench, finished: Remote
         list(bench.provider.chat("./nowhere", requests))
 
 
-def test_killed_and_resumed_it_reaches_the_same_losses_and_the_same_adapter(bench: Bench, finished: RemoteJob, tmp_path: Path) -> None:
+def test_killed_and_resumed_it_reaches_the_same_losses_and_the_same_adapter(bench: Bench, finished: RemoteJob) -> None:
     ref = bench.start("tp-killed").ref
     bench.until(ref, lambda job: bool(job.progress and job.progress > 0.2 and bench.provider.checkpoints(ref)))
     worker = JobDir(Path(ref)).worker()
@@ -203,10 +203,20 @@ def test_pause_resume_and_cancel(bench: Bench) -> None:
         bench.provider.resume(ref)
 
 
-def test_a_row_longer_than_the_model_fails_the_job_by_name(bench: Bench) -> None:
+@pytest.mark.filterwarnings("ignore")  # the libraries', in a process that is not a worker
+def test_a_row_longer_than_the_model_fails_the_job_by_name(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def long(role: str) -> Iterator[Row]:
         yield Row("chat", "mine.jsonl", 17, ({"role": "user", "content": "x" * 600}, {"role": "assistant", "content": "y"}))
 
+    def work(job: JobDir, *, gpu: bool) -> bool:
+        """A worker's work, here: that it has a process of its own is tested above."""
+        from tuneport.local_backend.train import Worker
+
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        Worker(job).run()
+        return True
+
+    monkeypatch.setattr("tuneport.providers.local.client.start_worker", work)
     job = bench.ended(bench.start("tp-long", long).ref)
     assert job.state is JobState.FAILED
     assert "mine.jsonl:17" in job.message and "longer than 512 tokens" in job.message
