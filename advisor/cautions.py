@@ -24,7 +24,9 @@ def about_power(power: Power, deciding: Comparison | None) -> Iterator[str]:
     settled = deciding is not None and deciding.p_value is not None and deciding.p_value <= ALPHA
     if power.detectable > COARSE and not settled:
         needed = sample_size(WORTHWHILE, power.discordant)
-        yield f"The suite is small: {power.statement}; to detect {WORTHWHILE * 100:.0f} points it needs about {needed:,} rows."
+        how = f"{power.discordant:.0%} of the rows, {'as assumed' if power.discordant_source == 'assumed' else 'as measured here'}"
+        says = f"to detect {WORTHWHILE * 100:.0f} points it needs about {needed:,} rows where arms disagree on {how}"
+        yield f"The suite is small: {power.statement}; {says}."
 
 
 def about_suite(suite: EvalSuite) -> Iterator[str]:

@@ -39,6 +39,7 @@ def advise(
         console.print(f"[yellow]![/] {escape(warning)}", highlight=False)
     for clash in report.diagnosis.contradictions:
         console.print(f"[yellow]![/] {escape(clash.statement)} Read as: {escape(clash.read_as)}.", highlight=False)
+    console.print(f"next: {escape(report.decision.next_steps[0])}", highlight=False)
     for path in written.values():
         console.print(f"wrote [bold]{escape(str(path))}[/]", highlight=False)
 
@@ -64,7 +65,7 @@ def _interview(decision: Path, spec: Path | None) -> None:
             console.print("  " + "  ".join(f"[dim]{n}[/] {c}" for n, c in enumerate(question.choices, 1)), highlight=False)
         shown = "" if question.default is None else f" [{_shown(question.default)}]"
         optional = " (Enter: not known)" if question.optional and question.default is None else ""
-        typed: str = typer.prompt(f"{question.text}{shown}{optional}", default="", show_default=False)
+        typed: str = typer.prompt(f"{question.text}{shown}{optional}", default="", show_default=False, prompt_suffix=" ")
         return typed
 
     console.print("One number, or two (10th and 90th percentile). Enter takes what stands in brackets.", highlight=False, markup=False)

@@ -397,6 +397,7 @@ def _run(
     )
     terminal.write(settings.out, result.model_dump_json(indent=1), OWNER)  # answers may repeat private data
     show_measurement(result)
+    console.print(f"wrote [bold]{escape(str(settings.out))}[/]", highlight=False)
     if faults:
         raise faults[0][1]
     return result, suite

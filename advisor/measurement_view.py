@@ -51,7 +51,8 @@ def _compared(c: Comparison) -> str:
     d = c.difference
     p = f", p = {c.p_value:.2g}" if c.p_value is not None else ""
     corrected = f" ({c.p_holm:.2g} after Holm)" if c.p_holm is not None and c.p_holm != c.p_value else ""
-    worse = "" if c.non_inferior is None else f", no worse than {c.margin or 0:.0%}: {'shown' if c.non_inferior else 'not shown'}"
+    worse = f", worse by at most {100 * (c.margin or 0):.3g} points: {'shown' if c.non_inferior else 'not shown'}"
+    worse = "" if c.non_inferior is None else worse
     points = f"{d.value * 100:+.1f} points ({d.low * 100:+.1f} to {d.high * 100:+.1f})"
     return f"{escape(c.challenger)} – {escape(c.baseline)}: {points}{p}{corrected}{worse}"
 
@@ -69,8 +70,8 @@ def _agreement(judge: Judge) -> str:
 
 
 def _failures(arm: Arm) -> str:
-    kinds = ", ".join(f"{escape(group.kind)} {group.count}" for group in arm.failures[:_SHOWN_FAILURES])
-    return f"[dim]{escape(arm.name)} fails by: {kinds}{', ...' if len(arm.failures) > _SHOWN_FAILURES else ''}[/]"
+    kinds = "; ".join(f"{escape(group.kind)} ({group.count})" for group in arm.failures[:_SHOWN_FAILURES])
+    return f"[dim]{escape(arm.name)} fails by: {kinds}{'; ...' if len(arm.failures) > _SHOWN_FAILURES else ''}[/]"
 
 
 def _times(spread: Spread | None) -> str:

@@ -81,11 +81,11 @@ LISTS = frozenset({"privacy.regions", "privacy.regulations"})
 
 
 def defaults_of(spec: JobSpec, data: JobData) -> dict[str, Any]:
-    """What a spec and its data already answer."""
-    provider = next((p for p in ("openai", "bedrock", "together", "fireworks", "local") if spec.model_for(p)), None)
+    """What a spec and its data already answer; of the model in use one answer for each provider."""
+    models = {p: model for p in ("openai", "bedrock", "together", "fireworks", "local") if (model := spec.model_for(p))}
     known: dict[str, Any] = {"title": spec.name, "data.labelled_rows": data.train.rows}
-    if provider:
-        known |= {"incumbent.provider": provider, "incumbent.model": spec.model_for(provider)}
+    if models:
+        known |= {"incumbent.provider": next(iter(models)), "incumbent.model": models}
     if spec.data.system_prompt:
         known["tokens.static_tuned"] = max(1, len(spec.data.system_prompt) // 4)  # four characters a token
     return {path: value for path, value in known.items() if value is not None}
@@ -112,12 +112,14 @@ def interview(
 ) -> dict[str, Any]:
     """Ask every question; returns the decision file as a document. ``refuse`` is told why an answer makes no sense.
 
-    ``known`` are defaults by path; what ``start`` (an earlier file) holds beyond the questions is kept. ``follow`` sees the document
-    after every answer.
+    ``known`` are defaults by path (``defaults_of``); what ``start`` (an earlier file) holds beyond the questions is kept.
+    ``follow`` sees the document after every answer.
     """
     document: dict[str, Any] = {"version": 1, **deepcopy(dict(start or {}))}
     for question in QUESTIONS:
         default = known.get(question.path, question.default)
+        if question.path == "incumbent.model" and isinstance(default, Mapping):
+            default = default.get(document["incumbent"]["provider"])
         asked = Question(question.path, question.text, question.kind, question.choices, default, question.optional)
         while True:
             typed = ask(asked).strip()

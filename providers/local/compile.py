@@ -603,17 +603,17 @@ def _machines(config: TrainConfig, data: JobData, shape: Shape | None, load: Loa
 
 def _cost(usd_per_hour: float | None, time: Duration) -> Cost:
     """No vendor bills a local run. The machine's own cost is added only when the user says what an hour of it costs."""
-    basis = "own hardware: no bill from a vendor"
+    basis = "none, on own hardware"
     if usd_per_hour is None:
         unknown = "; the cost of the machine itself is not known and not part of this (set options.local.gpu_usd_per_hour)"
-        return Cost(lines=(CostLine(item="vendor charge: none", usd=Range(low=0, high=0), basis=basis + unknown),))
+        return Cost(lines=(CostLine(item="vendor charge", usd=Range(low=0, high=0), basis=basis + unknown),))
     hours = time.seconds * (1 / 3600) if time.seconds else None
     machine = CostLine(
         item="machine time",
         usd=hours * usd_per_hour if hours else None,
         basis=f"{_span(hours)} hours x {usd_per_hour:g} USD per hour (options.local.gpu_usd_per_hour)",
     )
-    return Cost(lines=(CostLine(item="vendor charge: none", usd=Range(low=0, high=0), basis=basis), machine))
+    return Cost(lines=(CostLine(item="vendor charge", usd=Range(low=0, high=0), basis=basis), machine))
 
 
 def _span(hours: Range | None) -> str:
