@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from tuneport.core.errors import ProviderError
 from tuneport.core.options import Tracker
 from tuneport.core.spec import Method, TuningKind
 
@@ -125,3 +127,13 @@ class TrainConfig(_Part):
     tracking: Tracking = Tracking()
     train_file: str = "${upload:train}"
     validation_file: str | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> TrainConfig:
+        """The configuration in a job's folder. Raises ProviderError when it is damaged, or another version of tuneport wrote it."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            what = str(error) if isinstance(error, OSError) else ", ".join(sorted({".".join(map(str, e["loc"])) for e in error.errors()}))
+            fix = "restore it, use the version of tuneport that wrote it, or submit the job anew"
+            raise ProviderError(f"the settings in {path} cannot be read ({what})", fix=fix, retry="no") from error

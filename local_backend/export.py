@@ -199,7 +199,7 @@ def _training_tokens(job: Path | None, tokenizer: Any, model: Any) -> Iterator[l
     if folder is None or not folder.rows("train").exists() or not folder.config.exists():
         what = "awq is calibrated on the job's training rows, which do not lie on this machine"
         raise ProviderError(what, fix="int8 needs none: --quantize int8", retry="no")
-    config = TrainConfig.model_validate_json(folder.config.read_text(encoding="utf-8"))
+    config = TrainConfig.read(folder.config)
     for row in read_rows(folder.rows("train"), "train", config, tokenizer, stop_tokens(tokenizer, model.generation_config), None).sequences:
         if hasattr(row, "input_ids"):
             yield row.input_ids

@@ -79,8 +79,11 @@ def write_records(path: Path, rows: Iterable[Row], method: Method) -> int:
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place in the user's file, record) of every line."""
-    with path.open(encoding="utf-8") as file:
+    """(place in the user's file, record) of every line. Raises DataError for a damaged one."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}:{number} is damaged ({error})", fix="restore it, or submit the job anew") from error
             yield record.get("source", f"{path.name}:{number}"), record

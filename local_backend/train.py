@@ -100,7 +100,7 @@ class Worker:
     # -- the phases ----------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        config = TrainConfig.model_validate_json(self.job.config.read_text(encoding="utf-8"))
+        config = TrainConfig.read(self.job.config)
         require_training_stack()
         self._load_libraries(config)
         while True:
@@ -185,6 +185,9 @@ class Worker:
         folder = prepare(source)
         template = self.job.chat_template if self.job.chat_template.exists() else None
         tokenizer = load_tokenizer(folder, template, chats=config.method != "cpt", trust=config.trust_remote_code)
+        if tokenizer.pad_token_id is None and config.method not in SUPERVISED:  # nor an end token, which would serve
+            what = f"the tokenizer of {folder} has neither a padding nor an end token, and {config.method} needs one"
+            raise ProviderError(what, fix="name the one that it has in its tokenizer_config.json (pad_token)", retry="no")
         full = config.adapter.kind == "full"
         # Full tuning learns in fp32 weights: steps of a usual learning rate vanish in the rounding of bf16.
         dtype = "fp32" if full else config.dtype

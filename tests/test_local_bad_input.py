@@ -23,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from tuneport.core.data.rows import Row
 from tuneport.core.errors import ProviderError
 from tuneport.local_backend.jobdir import JobDir, WorkerState
+from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_jobs import losses, made, plan_of, run, work
 from tuneport.tests.local_tiny import CHATML, write_model
 
@@ -173,6 +174,22 @@ def test_a_base_without_pad_token_trains_to_the_same_losses(method: str, model: 
     bare = changed(model, tmp_path / "bare", pad_token=None)
     one, other = (run(plan_of(method, "lora", base), tmp_path / name) for base, name in ((bare, "bare-job"), (model, "job")))
     assert losses(one) == losses(other)
+
+
+def test_a_base_with_neither_padding_nor_end_is_named_where_one_is_needed(model: Path, tmp_path: Path) -> None:
+    bare = changed(model, tmp_path / "bare", pad_token=None, eos_token=None)
+    assert "neither a padding nor an end token" in failure(made(plan_of("dpo", "lora", bare), tmp_path / "pairs"))
+    assert run(plan_of("sft", "lora", bare), tmp_path / "job").finished()
+
+
+def test_damaged_files_of_a_job_are_named(model: Path, tmp_path: Path) -> None:
+    job = made(plan_of("sft", "lora", model), tmp_path / "job")
+    job.rows("train").write_bytes(job.rows("train").read_bytes()[:-20])
+    assert f"{job.rows('train')}:8 is damaged" in failure(job)
+    job.config.write_text(json.dumps(json.loads(job.config.read_text()) | {"of_a_later_version": 1}))
+    assert "of_a_later_version" in failure(job)
+    with pytest.raises(ProviderError, match="of_a_later_version"):
+        LocalProvider(jobs=tmp_path).poll("job")
 
 
 def test_a_preference_longer_than_the_model_is_named_by_its_place(model: Path, tmp_path: Path) -> None:

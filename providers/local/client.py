@@ -203,7 +203,7 @@ class LocalProvider:
             raise ProviderError(f"job {job.path.name} was cancelled", fix="submit it anew", retry="no")
         if phase in ("paused", "interrupted", "failed"):
             require_training_stack()
-            start_worker(job, gpu=_wants_gpu(TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))))
+            start_worker(job, gpu=_wants_gpu(TrainConfig.read(job.config)))
         return self._remote(job)
 
     def _stop(self, ref: str, request: Any) -> RemoteJob:
@@ -346,7 +346,7 @@ class LocalProvider:
             shown = JobState.CANCELLING
         if phase == "stopping" and request != "cancel":
             shown = JobState.RUNNING
-        config = TrainConfig.model_validate_json(job.config.read_text(encoding="utf-8"))
+        config = TrainConfig.read(job.config)
         step, total = (state.step, state.total_steps) if state else (0, None)
         message = line.words() if line else redact(state.message) if state and phase != "starting" else ""
         if phase == "cancelled" and (state is None or state.phase != phase):  # its worker was ended before it could say so
