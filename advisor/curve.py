@@ -54,7 +54,7 @@ class LearningCurve(BaseModel):
     exponent: float | None  # c
     next_rows: int | None
     gain: Estimate | None  # None: fewer than three sizes
-    worth_usd: float | None  # value of the gain over the horizon, at the middle of the stated ranges
+    worth_usd: float | None  # value of the gain over the months that count, at the middle of the stated ranges
     price_usd: float | None  # data and labels for the added rows, at the stated cost of the first ones
     more_is_worth: bool | None  # None: not known
     says: str
@@ -75,11 +75,13 @@ def learning_curve(
     families: Sequence[RunFamily] = (),
     *,
     seed: int = 0,
+    months: float | None = None,
     spec_file: str = "",
 ) -> LearningCurve | None:
     """The curve through the arms that the decision file names, else through the runs of the ledger; None when there are none.
 
-    ``spec_file`` stands in the commands that it names.
+    ``months`` are those in which better answers count, where the model to be tuned ends before the horizon does. ``spec_file`` stands in
+    the commands that are named.
     Of several families the one with the most measured sizes counts, then the one with the most sizes.
     """
     metric = intake.quality.metric
@@ -90,15 +92,16 @@ def learning_curve(
         for p in intake.learning_curve
         if p.arm in named
     ]
+    counted = intake.horizon_months if months is None else months
     if listed:
-        return _by_quality(intake, measurement, listed, training_rows, seed)
+        return _by_quality(intake, measurement, listed, training_rows, seed, counted)
     found = [(_measured(family, arms, metric), family) for family in families]
     if not found:
         return None
     points, family = max(found, key=lambda pair: (_sizes(run for run, _ in pair[0]), _sizes(pair[1].runs)))
     told = {"provider": family.provider, "notes": family.notes}
     if _sizes(run for run, _ in points) >= MIN_POINTS:
-        return _by_quality(intake, measurement, points, training_rows, seed).model_copy(update=told)
+        return _by_quality(intake, measurement, points, training_rows, seed, counted).model_copy(update=told)
     return _by_loss(family, {run.job for run, _ in points}, spec_file).model_copy(update=told)
 
 
@@ -119,7 +122,12 @@ def _measured(family: RunFamily, arms: Sequence[Arm], metric: str) -> list[tuple
 
 
 def _by_quality(
-    intake: Intake, measurement: Measurement | None, points: Sequence[tuple[CurveRun, Arm]], training_rows: int | None, seed: int
+    intake: Intake,
+    measurement: Measurement | None,
+    points: Sequence[tuple[CurveRun, Arm]],
+    training_rows: int | None,
+    seed: int,
+    months: float,
 ) -> LearningCurve:
     """Fitted to the measured quality, with a bootstrap over the rows that all runs answered, or over their clusters."""
     metric = intake.quality.metric
@@ -141,7 +149,7 @@ def _by_quality(
     method = f"bootstrap over {over} ({BOOTSTRAP:,} resamples, seed {seed})"
     estimate = Estimate(value=float(gain[0]), low=min(low, float(gain[0])), high=max(high, float(gain[0])), n=len(rows), method=method)
     added = int(sizes[-1])
-    worth, price = _worth(intake, estimate.value), _price(intake, added, training_rows)
+    worth, price = _worth(intake, estimate.value, months), _price(intake, added, training_rows)
     shown = estimate.low > 0.0005
     worthwhile = False if not shown else None if worth is None or price is None else worth > price
     percent = [f"{100 * v:.1f}" for v in (estimate.value, estimate.low, estimate.high)]
@@ -151,7 +159,7 @@ def _by_quality(
     elif worthwhile is None:
         says += "; whether that is worth their price is open, because the cost of a miss or of a row is not stated."
     else:
-        says += f", worth about {_rounded(worth)} over the horizon against {_rounded(price)} for the rows: "
+        says += f", worth about {_rounded(worth)} over {months:.3g} months against {_rounded(price)} for the rows: "
         says += "buy them." if worthwhile else "do not buy them."
     return LearningCurve(
         runs=runs, ceiling=float(ceiling[0]), exponent=float(exponent[0]), next_rows=2 * added, gain=estimate, worth_usd=worth,
@@ -230,12 +238,12 @@ def _fit(
     return asymptote, exponent, gain
 
 
-def _worth(intake: Intake, gain: float) -> float | None:
+def _worth(intake: Intake, gain: float, months: float) -> float | None:
     rejected = intake.quality.rejected_answer_usd
     if rejected is None:
         return None
     volume = intake.volume_per_month
-    return (volume.low + volume.high) / 2 * intake.horizon_months * gain * (rejected.low + rejected.high) / 2
+    return (volume.low + volume.high) / 2 * months * gain * (rejected.low + rejected.high) / 2
 
 
 def _price(intake: Intake, added: int, training_rows: int | None) -> float | None:

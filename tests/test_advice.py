@@ -331,13 +331,13 @@ def test_the_method_follows_from_the_data(changes: dict[str, Any], rows: int, me
 # -- learning curve ------------------------------------------------------------------------------------------------------
 
 
-def curve_of(*right: int, n: int = 400, **changes: Any) -> Any:
+def curve_of(*right: int, n: int = 400, _plans: Any = (), **changes: Any) -> Any:
     rng = np.random.default_rng(0)
     order = rng.permutation(n)  # easy rows first: runs of more rows get the same ones right, and more
     runs = [arm(f"tuned {k}", [bool(order[i] < r) for i in range(n)], kind="tuned") for k, r in enumerate(right)]
     points = [{"arm": run.name, "rows": 300 * 2**k} for k, run in enumerate(runs)]
     asked = intake(learning_curve=points, **changes)
-    return advised(asked, measurement(arm("few-shot", share(n, 40)), *runs)).curve
+    return advised(asked, measurement(arm("few-shot", share(n, 40)), *runs), *_plans).curve
 
 
 def test_a_curve_that_still_rises_says_that_more_rows_are_worth_their_price() -> None:
@@ -347,6 +347,14 @@ def test_a_curve_that_still_rises_says_that_more_rows_are_worth_their_price() ->
     assert curve.ceiling > 0.75
     assert curve.more_is_worth is True
     assert "buy them" in curve.says
+
+
+def test_rows_are_worth_only_what_the_model_has_left_to_earn() -> None:
+    lasting = curve_of(200, 260, 300)
+    ending = curve_of(200, 260, 300, _plans=[plan("openai", "gpt-4.1-mini")])  # ends in 53 days
+    assert lasting.worth_usd is not None and ending.worth_usd is not None
+    assert ending.worth_usd == pytest.approx(lasting.worth_usd * 53 / (365.25 / 12) / 24)
+    assert "over 1.74 months" in ending.says
 
 
 def test_a_flat_curve_stops_the_buying() -> None:

@@ -90,7 +90,15 @@ def build_report(
         routes=routes(simulation.shared),
         pilot=simulation.pilot(offers, candidates, situation.leaving),
         measuring_usd=_measuring(intake, now.terms),
-        curve=learning_curve(intake, measurement, situation.training_rows, families, seed=seed, spec_file=spec_file),
+        curve=learning_curve(
+            intake,
+            measurement,
+            situation.training_rows,
+            families,
+            seed=seed,
+            months=chosen.economics.months if chosen and chosen.economics else None,
+            spec_file=spec_file,
+        ),
     )
     sensitivity = None
     if chosen:
