@@ -24,6 +24,7 @@ from tuneport.advisor.statistics import (
     mean_interval,
     micro_f1,
     sample_size,
+    wilson,
 )
 
 
@@ -69,7 +70,7 @@ def test_clusters_without_spread_keep_a_width() -> None:
     one, p_value = clustered_difference([0.0, 0.0], [1.0, 1.0], "aa")
     assert (one.low, one.high, p_value) == (-1, 1, 1)
     same, p_value = clustered_difference([1.0, 0.0], [1.0, 0.0], "ab")
-    assert (same.low, same.high, p_value) == (0, 0, 1)
+    assert (same.low, same.value, same.high, p_value) == (-wilson(0, 2).high, 0, wilson(0, 2).high, 1)  # two clusters exclude little
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=60))
