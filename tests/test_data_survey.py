@@ -21,6 +21,7 @@ from tuneport.core.data.readers import read_records
 from tuneport.core.data.survey import SurveyJob
 from tuneport.core.data.workers import run_in_order
 from tuneport.core.errors import DataError
+from tuneport.tests import worker_calls
 
 roles = st.sampled_from(["system", "user", "assistant", "assistant", "user", "tool", "human", "developer", 3, None])
 contents = st.one_of(
@@ -195,33 +196,12 @@ def test_hostile_rows_are_findings(tmp_path: Path, name: str, content: bytes) ->
     assert report.good_rows >= (2 if name.endswith("l") else 0 if b"\xff" in content else 1)
 
 
-def double(number: int) -> int:
-    return 2 * number
-
-
-def fail(number: int) -> int:
-    if number == 3:
-        raise DataError("three is bad", fix="leave it out")
-    return number
-
-
-def die(number: int) -> int:
-    import os
-
-    os._exit(9)
-
-
-def test_workers_answer_in_order_and_pass_errors_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    monkeypatch.setattr(sys, "path", [str(Path(__file__).parent), *sys.path])
-    import test_data_survey as me
-
-    assert [answer for _, answer in run_in_order(me.double, range(20), 3)] == list(range(0, 40, 2))
+def test_workers_answer_in_order_and_pass_errors_on() -> None:
+    assert [answer for _, answer in run_in_order(worker_calls.double, range(20), 3)] == list(range(0, 40, 2))
     with pytest.raises(DataError, match="three is bad; leave it out"):
-        list(run_in_order(me.fail, range(9), 2))
+        list(run_in_order(worker_calls.fail, range(9), 2))
     with pytest.raises(DataError, match="worker process"):
-        list(run_in_order(me.die, range(9), 2))
-    taken = run_in_order(me.double, iter(range(10**9)), 2)  # items are drawn as results are taken
+        list(run_in_order(worker_calls.die, range(9), 2))
+    taken = run_in_order(worker_calls.double, iter(range(10**9)), 2)  # items are drawn as results are taken
     assert next(taken) == (0, 0)
     taken.close()
