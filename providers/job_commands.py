@@ -329,6 +329,7 @@ def _job_lines(job: Job) -> dict[str, str | None]:
         "state": f"{r.state}{raw}",
         "said": r.message or None,
         "progress": None if r.progress is None else f"{r.progress:.0%}",
+        "time left": f"about {terminal.span(r.seconds_left)}, by the provider" if r.seconds_left and not r.state.terminal else None,
         "there known as": r.ref,
         "tuned model": r.tuned_model,
         "estimate": "unknown" if low is None or high is None else terminal.usd_range(low, high),

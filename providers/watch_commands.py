@@ -59,15 +59,15 @@ def watch(
 
 def follow_job(job: Job) -> None:
     """Wait for one job: a live progress bar on a terminal, a line per change elsewhere."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     console = terminal.console()
     percent, metric = TextColumn("{task.percentage:>3.0f} %"), TextColumn("[cyan]{task.fields[metrics]}")
-    state = TextColumn("{task.fields[state]}")
-    columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), TimeRemainingColumn(), metric)
+    state, remaining = TextColumn("{task.fields[state]}"), TextColumn("{task.fields[left]}")
+    columns = (SpinnerColumn(), state, BarColumn(), percent, TimeElapsedColumn(), remaining, metric)
     last, told = ("", ""), monotonic()
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(job.id, total=1.0, state=str(job.state), metrics="")
+        task = bar.add_task(job.id, total=1.0, state=str(job.state), left="", metrics="")
 
         def show(update: Any) -> None:
             nonlocal last, told
@@ -79,7 +79,9 @@ def follow_job(job: Job) -> None:
                     if not console.is_terminal and monotonic() - told >= _QUIET_S:
                         told = monotonic()
                         console.print(f"[dim]{event.at:%H:%M:%S}[/] {job.id} {escape(event.message)}  {shown}", highlight=False)
-            bar.update(task, completed=record.progress or 0.0, state=f"{record.state} {record.freshness(datetime.now(UTC))}".strip())
+            stands = f"{record.state} {record.freshness(datetime.now(UTC))}".strip()
+            left = f"{terminal.span(record.seconds_left)} left" if record.seconds_left else ""
+            bar.update(task, completed=record.progress or 0.0, state=stands, left=left)
             if (now := _standing(record)) != last:
                 last = now
                 message = f": {escape(record.message)}" if record.message else ""
