@@ -162,7 +162,7 @@ def test_a_tracker_that_fails_is_told_of_and_training_goes_on(tiny: Path, tmp_pa
     monkeypatch.setattr(tensorboardX.SummaryWriter, "add_scalar", full)
     local: Any = {"device": "cpu", "dtype": "fp32", "tracking": ["tensorboard"]}
     job = run(plan_of("sft", "lora", tiny, options__local=local), tmp_path / "job")
-    (warned,) = [event.message for event in job.events() if event.level == "warning"]
+    (warned,) = [event.message for event in job.events() if event.level == "warning" and "chance" not in event.message]
     assert "no longer tracked by tensorboard" in warned and "No space left" in warned and KEY not in warned
 
 
