@@ -36,8 +36,8 @@ QUALITY: Mapping[str, str] = {"accepted": "baseline", "accepted_tuned": "tuned"}
 REACH = 1000.0
 """How far an amount is moved: up to so many times its median, and down to as small a part of it."""
 STEPS, HALVINGS = 6, 7
-THINNED = 5
-"""Looking for a value takes every fifth draw; what was found is then checked with all of them."""
+THINNED = 10
+"""Looking for a value takes every tenth draw; what was found is then checked with all of them."""
 
 Money = Callable[[str, float], Mapping[str, Fact]]
 
@@ -181,7 +181,7 @@ class WhatIf:
         return candidate.terms, drivers
 
     def _thinned(self, offer: str) -> Drivers:
-        """Every fifth draw of an offer; what is one input stays one array."""
+        """Every tenth draw of an offer; what is one input stays one array."""
         if offer not in self._thin:
             drivers = self._simulation.kept[offer][1]
             arrays = {id(values): values[::THINNED] for values in drivers.values()}
