@@ -15,7 +15,6 @@ import pytest
 
 from tuneport.advisor.advise import advise
 from tuneport.advisor.measurement import Calls, Confusion, Spread
-from tuneport.advisor.offers import Percentiles
 from tuneport.advisor.report import words
 from tuneport.advisor.report.model import Report, report_schema
 from tuneport.advisor.report.render import render_html, render_json, render_markdown, write_report
@@ -286,8 +285,6 @@ def test_dollars_have_sensible_digits(value: float | None, shown: str) -> None:
 
 
 def test_numbers_are_written_for_people() -> None:
-    never = Percentiles(p10=3.0, p50=None, p90=None)
-    assert words.months_spread(never) == "never (3.0 months to never)"
     assert words.usd_range(Range(low=2, high=2)) == "$2"
     assert words.usd_range(None) == "unknown"
     assert words.count_range(Range(low=6000, high=1.5e6)) == "6,000 to 1.5M"

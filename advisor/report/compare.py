@@ -8,9 +8,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tuneport.advisor.offers import Offer
+from tuneport.advisor.offers import Offer, Percentiles
 from tuneport.advisor.report.model import Report
-from tuneport.advisor.report.words import interval, months_spread, plain, probability, usd_range, usd_spread
+from tuneport.advisor.report.words import interval, months, months_range, pair, plain, probability, usd, usd_range
 from tuneport.core.errors import DataError
 
 ABSENT = "–"
@@ -94,16 +94,22 @@ def _money(before: Report, after: Report) -> Iterator[Change]:
         money = report.savings.economics
         if money is None:
             return {"net present value": "unknown"}
+        back = money.payback_months
         return {
             "offer that is priced": report.savings.offer or ABSENT,
-            "net present value": usd_spread(money.npv),
-            "saved per month": usd_spread(money.saving_per_month),
-            "spent once": usd_spread(money.one_time),
-            "payback": months_spread(money.payback_months),
+            "net present value": _usd(money.likely.npv, money.npv),
+            "saved per month": _usd(money.likely.saved_per_month, money.saving_per_month),
+            "spent once": _usd(money.likely.spent_once, money.one_time),
+            "payback": f"{months(money.likely.payback_months)} ({months_range(back.p10, back.p90)})",
             "chance of saving money": probability(money.p_saves),
         }
 
     return _differs("money", read(before), read(after))
+
+
+def _usd(likely: float, spread: Percentiles) -> str:
+    """A figure of money as the report shows it."""
+    return f"{usd(likely)} ({pair(usd(spread.p10), usd(spread.p90))})"
 
 
 def _quality(before: Report, after: Report) -> Iterator[Change]:
@@ -131,7 +137,7 @@ def _rules(before: Report, after: Report) -> Iterator[Change]:
 
 def _offers(before: Report, after: Report) -> Iterator[Change]:
     def read(offer: Offer) -> str:
-        money = usd_spread(offer.economics.npv) if offer.economics else "money unknown"
+        money = _usd(offer.economics.likely.npv, offer.economics.npv) if offer.economics else "money unknown"
         return f"{offer.status}; one run {usd_range(offer.training_usd)}; {money}"
 
     return _differs("offers", {o.id: read(o) for o in before.offers}, {o.id: read(o) for o in after.offers})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 from tuneport.advisor.measurement import Estimate
-from tuneport.advisor.offers import Percentiles
 from tuneport.core.money import Range
 
 UNKNOWN = "unknown"
@@ -107,31 +106,11 @@ def months_range(low: float | None, high: float | None) -> str:
     return last if first == last else f"{first.removesuffix(' months') if last.endswith(' months') else first} to {last}"
 
 
-def _spread(values: tuple[str, str, str]) -> str:
-    low, middle, high = values
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def usd_spread(value: Percentiles | None) -> str:
-    """The median with the 10th and 90th percentile, in US dollars."""
-    return UNKNOWN if value is None else _spread((usd(value.p10), usd(value.p50), usd(value.p90)))
-
-
-def months_spread(value: Percentiles | None) -> str:
-    """The median payback with its percentiles; None stands for never."""
-    return UNKNOWN if value is None else _spread((months(value.p10), months(value.p50), months(value.p90)))
-
-
 def volume(value: float | None) -> str:
     """A break-even volume; None means that none exists."""
     if value is None:
         return "none"
     return count(float(f"{value:.3g}"))
-
-
-def volume_spread(value: Percentiles | None) -> str:
-    """Break-even requests per month with percentiles."""
-    return UNKNOWN if value is None else _spread((volume(value.p10), volume(value.p50), volume(value.p90)))
 
 
 def pair(low: str, high: str) -> str:
@@ -157,8 +136,8 @@ def file_name(path: str) -> str:
 FILTERS = {
     function.__name__: function
     for function in (
-        usd, usd_range, usd_spread, count, count_range, percent, probability, interval, points, points_interval, p_value, months,
-        months_spread, volume, volume_spread, plain, pair, model_name, file_name,
+        usd, usd_range, count, count_range, percent, probability, interval, points, points_interval, p_value, months,
+        months_range, volume, plain, pair, model_name, file_name,
     )
 }  # fmt: skip
 """What the templates may call."""
