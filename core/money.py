@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 from pydantic import BaseModel, ConfigDict, model_validator
 
 
@@ -17,7 +19,9 @@ class Range(_Frozen):
 
     @model_validator(mode="after")
     def _ordered(self) -> Range:
-        if not self.low <= self.high:
+        if isnan(self.low) or isnan(self.high):
+            raise ValueError("an end of the range is not a number")
+        if self.low > self.high:
             raise ValueError(f"low {self.low} exceeds high {self.high}")
         return self
 

@@ -152,6 +152,7 @@ def test_an_override_wins_wherever_it_matches(monkeypatch: pytest.MonkeyPatch, t
         (SOURCE + "prices: [{provider: x, kind: train, amount: 1, source: deal}]", "prices.0.kind"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: -1, source: deal}]", "prices.0.amount"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: [2, 1], source: deal}]", "low 2.0 exceeds high 1.0"),
+        (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: [.nan, 1], source: deal}]", "not a number"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: .nan, source: deal}]", "prices.0.amount"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: 1, cents: 5, source: deal}]", "prices.0.cents"),
         (SOURCE + "prices: [&a {provider: x, kind: gpu_hour, amount: 1, source: deal}, *a]", "two prices for the same thing (x gpu_hour)"),
