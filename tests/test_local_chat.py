@@ -204,7 +204,7 @@ def seen_by_trl(row: Any, method: str) -> list[tuple[list[int], list[bool]]]:
     from tuneport.local_backend.methods import _Tokenised
 
     if method == "orpo":
-        made = _Tokenised().tokenize_row(asdict(row))
+        made = _Tokenised.tokenize_row(asdict(row))
         pairs = [(made[f"{answer}_input_ids"], made[f"{answer}_labels"]) for answer in ("chosen", "rejected")]
         return [(ids, [label != IGNORED for label in labels]) for ids, labels in pairs]
     if method == "dpo":
