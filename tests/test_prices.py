@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tuneport.core.catalogue import load_catalogue
 from tuneport.core.errors import CatalogueError, UsageError
+from tuneport.core.money import Range
 from tuneport.core.prices import UNITS, Kind, Price, load_prices, prices_schema
 from tuneport.core.sources import GRADES
 
@@ -152,7 +153,6 @@ def test_an_override_wins_wherever_it_matches(monkeypatch: pytest.MonkeyPatch, t
         (SOURCE + "prices: [{provider: x, kind: train, amount: 1, source: deal}]", "prices.0.kind"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: -1, source: deal}]", "prices.0.amount"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: [2, 1], source: deal}]", "low 2.0 exceeds high 1.0"),
-        (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: [.nan, 1], source: deal}]", "not a number"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: .nan, source: deal}]", "prices.0.amount"),
         (SOURCE + "prices: [{provider: x, kind: gpu_hour, amount: 1, cents: 5, source: deal}]", "prices.0.cents"),
         (SOURCE + "prices: [&a {provider: x, kind: gpu_hour, amount: 1, source: deal}, *a]", "two prices for the same thing (x gpu_hour)"),
@@ -171,3 +171,10 @@ def test_the_schema_is_a_schema_and_names_every_kind() -> None:
     built_in = yaml.safe_load(files("tuneport.core.facts").joinpath("prices.yaml").read_text())
     jsonschema.validate(json.loads(json.dumps(built_in, default=str)), schema)
     assert set(schema["$defs"]["PriceEntry"]["properties"]["kind"]["enum"]) == set(get_args(Kind)) == set(UNITS)
+
+
+def test_an_end_of_a_range_is_a_number_and_low_is_not_above_high() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        Range(low=float("nan"), high=1)
+    with pytest.raises(ValueError, match=r"low 2.0 exceeds high 1.0"):
+        Range(low=2, high=1)
