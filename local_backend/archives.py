@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import tarfile
+import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tuneport.core.data.compressed import DamagedArchiveError, open_content
 from tuneport.core.errors import ProviderError
 from tuneport.local_backend.models import cache_dir
+
+if TYPE_CHECKING or sys.version_info >= (3, 11, 4):
+    import tarfile
+else:  # Debian 12's Python has no filters yet, without which an archive may write wherever it likes
+    from backports import tarfile
 
 ENDINGS = (".tar.zst", ".tar.gz", ".tar")
 _CONFIGS = ("adapter_config.json", "config.json")

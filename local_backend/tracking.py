@@ -99,8 +99,10 @@ def _open(name: Tracker, config: TrainConfig, job: JobDir, step: int) -> _Opened
 def _tensorboard(config: TrainConfig, job: JobDir, folder: Path, step: int) -> _Opened:  # noqa: ARG001 -- its folder is the job
     from tensorboardX import SummaryWriter  # noqa: PLC0415
 
-    # What an earlier worker wrote of steps that are now repeated is struck out.
-    writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None, flush_secs=10)
+    # What an earlier worker wrote of steps that are now repeated is struck out. Files are named by the second that they were opened in;
+    # the step tells apart two of the same second.
+    past: dict[str, Any] = {"purge_step": step + 1, "filename_suffix": f".from-{step}"} if step else {}
+    writer = SummaryWriter(str(folder / "tensorboard"), flush_secs=10, **past)
     if not step:
         writer.add_text("configuration", f"```json\n{config.model_dump_json(indent=2)}\n```")
 
