@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tuneport.local_backend.jobdir import JobDir
 from tuneport.local_backend.train import Worker
 from tuneport.providers.local.client import LocalProvider
 from tuneport.tests.local_jobs import made, plan_of, run
-from tuneport.tests.local_tiny import SPECIAL, write_tokenizer
+from tuneport.tests.local_tiny import SPECIAL, write_model, write_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries', in a process that is not a worker
 GATED = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "max_position_embeddings": 128}
@@ -54,3 +55,13 @@ def test_virtual_tokens_that_nobody_could_ask_are_refused_before_training(tmp_pa
     assert Worker(job).run() == 1
     state = job.state()
     assert state is not None and "sliding windows" in state.message and not job.whole_checkpoints()
+
+
+@pytest.mark.parametrize(("settings", "reason"), [({"num_local_experts": 8}, "mixture of experts"), ({"multi_query": True}, "share one")])
+def test_a_prefix_that_a_family_cannot_take_is_refused_by_the_plan(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    assert "tuning.kind" not in plan_of("sft", "prefix", model).refusals
+    (model / "config.json").write_text(json.dumps(config | settings))
+    assert reason in plan_of("sft", "prefix", model).refusals["tuning.kind"]
+    assert "tuning.kind" not in plan_of("sft", "lora", model).refusals

@@ -37,7 +37,7 @@ from tuneport.local_backend.models import Shape, packaged_models, packaged_name,
 from tuneport.local_backend.parent import Parent, find_parent
 from tuneport.local_backend.records import RECORD
 from tuneport.local_backend.schedule import total_steps
-from tuneport.local_backend.support import local_facts, refused_combination
+from tuneport.local_backend.support import local_facts, refused_combination, unfit_model
 from tuneport.local_backend.tracking import require_trackers
 from tuneport.providers.common import DataRules, file_tokens, refuse_unfit_data, send_validation, uploads_for
 
@@ -191,7 +191,7 @@ def _config(
     fields: Fields, data: JobData, offering: Offering, shape: Shape | None, machine: Hardware, parent: Parent | None
 ) -> TrainConfig:
     read = _Resolver(fields)
-    adapter = _adapter(read, parent)
+    adapter = _adapter(read, parent, offering.vendor_id)
     template = parent.folder / "chat_template.jinja" if parent else None
     own, whose = (str(template), "earlier adapter") if template and template.exists() else (None, "model")
     _model(fields, offering)
@@ -238,12 +238,12 @@ def _model(fields: Fields, offering: Offering) -> None:
     fields.send("model", "model", default="", convert=convert, note="the name on this machine" if changed else "")
 
 
-def _adapter(read: _Resolver, parent: Parent | None) -> Adapter:
+def _adapter(read: _Resolver, parent: Parent | None, model: str) -> Adapter:
     fields, method = read.fields, read.fields.spec.method
     earlier = parent.adapter if parent else None
     usual = earlier.kind if earlier else "lora"
     wanted = fields.peek("tuning.kind") or usual
-    reason = refused_combination(method, wanted)
+    reason = refused_combination(method, wanted) or unfit_model(model, wanted)
     # In place of a refused kind, so that the plan goes as far as it can. It cannot be submitted.
     kind: Any = "lora" if reason else wanted
     if reason:
