@@ -76,11 +76,13 @@ def export(
     made: list[Path] = []
     notes: list[str] = []
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{SCRATCH}*"):
+    for left in out.glob(f"{SCRATCH}[0-9]*.*"):
         try:
             os.kill(int(left.name.split(".")[2]), 0)
         except ProcessLookupError:  # it was killed
             remove_tree(left)
+        except (PermissionError, ValueError):  # another user's export, or no export's folder at all
+            continue
     with tempfile.TemporaryDirectory(dir=out, prefix=f"{SCRATCH}{os.getpid()}.") as scratch:
         whole, agreement = adapter, None
         if not holds_model(adapter):

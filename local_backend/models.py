@@ -114,7 +114,7 @@ def shape_of(model: str) -> Shape | None:
     if config.is_file():
         try:
             shape = shape_from_config(json.loads(config.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             shape = None  # an odd config: the worker reports it when it loads the model; the estimate stays unknown
         if shape is not None:
             return shape

@@ -28,6 +28,8 @@ def unfit_model(model: str, kind: str) -> str:
         config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):  # on the hub, or damaged: the worker says so when it loads the model
         return ""
-    text = config.get("text_config", config)
+    if not isinstance(config, dict):  # damaged too
+        return ""
+    text = config.get("text_config") or config
     fitting = (entry for entry in local_facts()["unfit"] if kind in entry["tunings"])
     return next((entry["reason"] for entry in fitting if any(text.get(name) for name in entry["settings"])), "")

@@ -65,3 +65,5 @@ def test_a_prefix_that_a_family_cannot_take_is_refused_by_the_plan(settings: dic
     (model / "config.json").write_text(json.dumps(config | settings))
     assert reason in plan_of("sft", "prefix", model).refusals["tuning.kind"]
     assert "tuning.kind" not in plan_of("sft", "lora", model).refusals
+    (model / "config.json").write_text("[]")
+    assert "tuning.kind" not in plan_of("sft", "prefix", model).refusals
